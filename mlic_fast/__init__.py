@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""mlic_fast: the learned image codec MLIC++, fast, exact and portable.
+
+Public names are imported on first use, so that `import mlic_fast` does not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_checkout = Path(__file__).resolve().parent.parent
+if (_checkout / "kernels" / "__init__.py").is_file() and not (_checkout / "mlic_fast" / "kernels").exists():
+    # A run from a checkout or an editable install: there kernels/ lies beside the package.
+    __path__.append(str(_checkout))
+
+_HOME_OF = {
+    "MLICPlusPlus": "mlic_fast.model",
+    "ModelConfig": "mlic_fast.config",
+    "MlicError": "mlic_fast.errors",
+    "encode": "mlic_fast.codec",
+    "decode": "mlic_fast.codec",
+    "load": "mlic_fast.model",
+}
+
+__all__ = ["MLICPlusPlus", "MlicError", "ModelConfig", "__version__", "decode", "encode", "load"]
+
+if TYPE_CHECKING:
+    from mlic_fast.codec import decode as decode
+    from mlic_fast.codec import encode as encode
+    from mlic_fast.config import ModelConfig as ModelConfig
+    from mlic_fast.errors import MlicError as MlicError
+    from mlic_fast.model import MLICPlusPlus as MLICPlusPlus
+    from mlic_fast.model import load as load
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module 'mlic_fast' has no attribute {name!r}")
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Frozen model configuration, the widths derived from it, and what makes one valid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from mlic_fast.errors import ConfigError
+
+Variant = Literal["new", "old"]
+
+# The widest configuration that is accepted. It bounds what a hostile weights file can make
+# us allocate; the published model has N=192, M=320.
+MAX_CHANNELS = 4096
+
+# Channels of one head of the global attention between slices: heads = channels // 32.
+HEAD_WIDTH = 32
+
+# Side of the local context's windows.
+WINDOW = 5
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of an MLIC++ model. The defaults are the published model's.
+
+    N: channels of the transforms and of z.
+    M: channels of the latent y.
+    slice_num: number of channel slices of y; must divide M.
+    context_window: side of the local attention's window; the architecture's is 5 and no other.
+    variant: "new" (weights since April 2024) or "old" (released before: another start of
+        the synthesis transform and other latent residual predictions).
+
+    Raises ConfigError at construction for what the architecture does not allow.
+    """
+
+    N: int = 192
+    M: int = 320
+    slice_num: int = 10
+    context_window: int = WINDOW
+    variant: Variant = "new"
+
+    def __post_init__(self) -> None:
+        for name in ("N", "M", "slice_num", "context_window"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{name} must be a positive integer, not {value!r}")
+        if self.variant not in get_args(Variant):
+            raise ConfigError(f"variant must be one of {get_args(Variant)}, not {self.variant!r}")
+        if max(self.N, self.M) > MAX_CHANNELS:
+            raise ConfigError(f"N={self.N}, M={self.M}: at most {MAX_CHANNELS} channels are supported")
+        if self.M % self.slice_num:
+            raise ConfigError(f"slice_num={self.slice_num} does not divide M={self.M}")
+        if self.context_window != WINDOW:
+            raise ConfigError(f"context_window={self.context_window}: the local context has {WINDOW}×{WINDOW} windows")
+        if self.M % 2:
+            raise ConfigError(f"M={self.M} must be even: the hyper synthesis has 3M/2 channels")
+        if self.slice_width % 2:
+            raise ConfigError(f"slice width M/slice_num={self.slice_width} must be even: the contexts have two heads")
+        for index in range(1, self.slice_num):
+            dim = index * self.slice_width
+            heads = dim // HEAD_WIDTH
+            if heads == 0 or dim % heads:
+                raise ConfigError(
+                    f"M={self.M}, slice_num={self.slice_num}: the global context of slice {index} has {dim} channels, "
+                    f"which do not split into {heads} heads (at least {HEAD_WIDTH} channels, divisible by "
+                    f"channels // {HEAD_WIDTH}); slice widths that are multiples of {HEAD_WIDTH} always work"
+                )
+
+    @property
+    def slice_width(self) -> int:
+        """Channels of one slice of y, C = M / slice_num."""
+        return self.M // self.slice_num
+
+    @classmethod
+    def from_object(cls, config: Any) -> ModelConfig:
+        """Read the official configuration object (anything with N, M, slice_num, context_window).
+
+        A mapping with these keys works too. `variant` is optional and defaults to "new".
+        Raises ConfigError if an attribute is missing or not allowed.
+        """
+        if isinstance(config, cls):
+            return config
+        get = config.get if hasattr(config, "get") else lambda name, default=None: getattr(config, name, default)
+        values = {name: get(name, None) for name in ("N", "M", "slice_num", "context_window")}
+        missing = [name for name, value in values.items() if value is None]
+        if missing:
+            raise ConfigError(f"the configuration has no {', '.join(missing)}")
+        return cls(**values, variant=get("variant", None) or "new")

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Entropy coding: from symbols and their scales to bytes and back."""

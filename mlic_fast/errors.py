@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one family of exceptions: every error this package raises on purpose is a MlicError.
+
+Each class also derives from the built-in exception that a caller would expect, so that
+`except ValueError` around a decoder keeps working. Messages say what was wrong, where,
+and what to do.
+"""
+
+from __future__ import annotations
+
+
+class MlicError(Exception):
+    """Root of the family."""
+
+
+class ConfigError(MlicError, ValueError):
+    """A model configuration that the architecture does not allow."""
+
+
+class CheckpointError(MlicError, ValueError):
+    """Weights that cannot be read, or that are not those of an MLIC++ model."""
+
+
+class ImageError(MlicError, ValueError):
+    """A picture that cannot be read, or of a kind that is not supported."""
+
+
+class CodingError(MlicError, ValueError):
+    """Symbols, indexes or tables that the range coder cannot code."""
+
+
+class BitstreamError(MlicError, ValueError):
+    """Compressed data that is damaged: truncated, altered, or with something left over."""
+
+
+class NotMlicFileError(BitstreamError):
+    """Data that is not an .mlic file at all, or of a version this release cannot read."""
+
+
+class TruncatedFileError(BitstreamError):
+    """An .mlic file that ends before its contents do."""
+
+
+class WrongWeightsError(MlicError, ValueError):
+    """The file was written with other weights than those at hand."""
+
+
+class LimitError(MlicError, ValueError):
+    """Input that asks for more than a stated limit allows."""
+
+
+class NonFiniteError(MlicError, ValueError):
+    """A scale, mean or latent that is not a finite number."""
+
+
+class DeviceError(MlicError, RuntimeError):
+    """A device that does not exist here, or that ran out of memory."""
+
+
+class BackendError(MlicError, RuntimeError):
+    """A compute backend that was asked for and is not available."""
