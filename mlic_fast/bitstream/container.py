@@ -1,0 +1,344 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The .mlic container: header, chunks and checksums around the coded streams.
+
+docs/bitstream.md says what every byte means. In short: magic, version, a header with its
+own CRC-32, then chunks, then the CRC-32 of the chunks. Fields and chunks that this release
+does not know are refused if a picture cannot be decoded without them and skipped otherwise.
+This module knows bytes only: no torch, no model, no pixels.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Literal, NoReturn, TypeVar
+
+from mlic_fast.errors import BitstreamError, MlicError, NotMlicFileError, TruncatedFileError
+from mlic_fast.limits import Limits
+
+MAGIC = b"\x8dMLIC"  # the first byte is no ASCII and no UTF-8: no text file starts like this
+VERSION = 1
+FINGERPRINT_BYTES = 8  # leading bytes of the SHA-256 over weights and tables
+MAX_NAME_BYTES = 64
+CRC_BYTES = 4
+_MAX_VARINT = 2**32 - 1
+_ANCILLARY = 0x80  # chunk kinds with this bit may be skipped by a reader that does not know them
+
+Mode = Literal["grey", "rgb"]
+Variant = Literal["new", "old"]
+Padding = Literal["zero", "fade"]
+CoderLayout = Literal["rans64"]
+Guard = Literal["none"]
+
+# Each header field that holds a code: its name in messages, and what the codes mean.
+_MODES: dict[int, Mode] = {1: "grey", 3: "rgb"}  # channels, so that 2 and 4 can mean "with alpha"
+_VARIANTS: dict[int, Variant] = {0: "new", 1: "old"}
+_PADDINGS: dict[int, Padding] = {0: "zero", 1: "fade"}
+_LAYOUTS: dict[int, CoderLayout] = {1: "rans64"}
+_GUARDS: dict[int, Guard] = {0: "none"}
+
+_T = TypeVar("_T", bound=str)
+
+
+class ChunkKind(IntEnum):
+    """Chunks that this release knows. With bit 7 set a chunk may be skipped, without it not."""
+
+    Z_STREAM = 0x01
+    Y_STREAM = 0x02
+    ICC_PROFILE = 0x81
+    EXIF = 0x82
+    XMP = 0x83
+    COMMENT = 0x84
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """A chunk that decoding does not need; `kind` (0x80 to 0xFF) may be one we do not know."""
+
+    kind: int
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Mlic:
+    """Contents of an .mlic file. Raises BitstreamError for values that the format cannot hold.
+
+    width, height: size of the picture in pixels, before padding, at least 1.
+    mode: "grey" or "rgb"; both have 8 bits a sample and are coded as three channels.
+    variant, model_name, fingerprint: the weights; the name is for people (printable, at most
+        64 bytes of UTF-8, may be empty), the fingerprint (8 bytes) decides.
+    z, y: the two entropy-coded streams, as the coder layout says.
+    padding: how the picture was filled up to multiples of 64; always right and bottom, so
+        a decoder crops the same way whatever the rule.
+    coder_layout: "rans64": y is one rANS stream in coding order, z another, as CompressAI
+        1.2.8 writes them for a batch of one.
+    guard: "none"; the field where protection against rounding differences will be announced.
+    metadata: chunks that decoding does not need, in file order.
+    """
+
+    width: int
+    height: int
+    mode: Mode
+    variant: Variant
+    model_name: str
+    fingerprint: bytes
+    z: bytes
+    y: bytes
+    padding: Padding = "zero"
+    coder_layout: CoderLayout = "rans64"
+    guard: Guard = "none"
+    metadata: tuple[Metadata, ...] = ()
+
+    def __post_init__(self) -> None:
+        for side in ("width", "height"):
+            if not 1 <= getattr(self, side) <= _MAX_VARINT:
+                raise BitstreamError(f"{side} must be 1 to {_MAX_VARINT}, not {getattr(self, side)}")
+        if len(self.fingerprint) != FINGERPRINT_BYTES:
+            raise BitstreamError(f"the fingerprint has {len(self.fingerprint)} bytes instead of {FINGERPRINT_BYTES}")
+        if self.model_name != fit_name(self.model_name):
+            raise BitstreamError(
+                f"the model name {self.model_name[:80]!r} must be printable and at most {MAX_NAME_BYTES} bytes"
+            )
+        for chunk in self.metadata:
+            if not _ANCILLARY <= chunk.kind <= 0xFF:
+                raise BitstreamError(f"metadata chunks have kinds 0x80 to 0xFF, not {chunk.kind:#x}")
+
+    @property
+    def z_shape(self) -> tuple[int, int]:
+        """Height and width of z: one position for each 64 x 64 pixels, rounded up."""
+        return -(-self.height // 64), -(-self.width // 64)
+
+
+def fit_name(name: str) -> str:
+    """Make any model name one that the header can hold: printable, at most 64 bytes of UTF-8."""
+    # UTF-8 cannot hold lone surrogates (file names have them); str.isprintable is False for
+    # these as it is for control and bidirectional characters, which would garble a terminal.
+    printable = "".join(char for char in name if char.isprintable())
+    return printable.encode()[:MAX_NAME_BYTES].decode(errors="ignore")
+
+
+def write(mlic: Mlic) -> bytes:
+    """Put the contents together as an .mlic file.
+
+    Raises BitstreamError if the streams are too long for the format (4 GiB in all).
+    """
+    chunks = [*((chunk.kind, chunk.data) for chunk in mlic.metadata)]
+    chunks += [(int(ChunkKind.Z_STREAM), mlic.z), (int(ChunkKind.Y_STREAM), mlic.y)]
+    body = b"".join(bytes([kind]) + _varint(len(data)) + data for kind, data in chunks)
+    name = mlic.model_name.encode()
+    header = b"".join(
+        (
+            MAGIC,
+            bytes([VERSION]),
+            _varint(len(body)),
+            _varint(mlic.width),
+            _varint(mlic.height),
+            bytes(
+                (
+                    _code(_MODES, mlic.mode, "mode"),
+                    _code(_VARIANTS, mlic.variant, "variant"),
+                    _code(_PADDINGS, mlic.padding, "padding"),
+                    _code(_LAYOUTS, mlic.coder_layout, "coder layout"),
+                    _code(_GUARDS, mlic.guard, "guard"),
+                )
+            ),
+            mlic.fingerprint,
+            bytes([len(name)]),
+            name,
+        )
+    )
+    return header + _crc(header) + body + _crc(body)
+
+
+def read(data: bytes | bytearray | memoryview, limits: Limits | None = None) -> Mlic:
+    """Take an .mlic file apart, believing nothing.
+
+    limits: what the picture may measure; default: `Limits()`, Pillow's pixel limit.
+    Nothing larger than the data itself is allocated. Raises NotMlicFileError (other data, or
+    written by a newer release), TruncatedFileError (every proper prefix of a file),
+    LimitError, or BitstreamError (damaged, or with something left over).
+    """
+    data = bytes(data)
+    reader = _Reader(data)
+    _check_magic(data)
+    reader.skip(len(MAGIC) + 1)
+    body_length = reader.varint("body length")
+    width = reader.varint("width")
+    height = reader.varint("height")
+    codes = reader.take(5, "header")
+    fingerprint = reader.take(FINGERPRINT_BYTES, "fingerprint")
+    raw_name = reader.take(reader.take(1, "name length")[0], "model name")
+    header_end = reader.position
+    # The checksum comes before any judgement of values: a flipped bit is to be called damage,
+    # not a huge picture or a newer release.
+    if reader.take(CRC_BYTES, "header checksum") != _crc(data[:header_end]):
+        raise BitstreamError("the header of the .mlic file is damaged (its checksum differs): get the file again")
+
+    mode = _meaning(_MODES, codes[0], "picture mode")
+    variant = _meaning(_VARIANTS, codes[1], "model variant")
+    padding = _meaning(_PADDINGS, codes[2], "padding rule")
+    layout = _meaning(_LAYOUTS, codes[3], "coder layout")
+    guard = _meaning(_GUARDS, codes[4], "guard")
+    (limits or Limits()).check(width, height, "the picture in the .mlic file")
+
+    body = reader.take(body_length, "body")
+    if reader.take(CRC_BYTES, "body checksum") != _crc(body):
+        raise BitstreamError("the body of the .mlic file is damaged (its checksum differs): get the file again")
+    if reader.position != len(data):
+        raise BitstreamError(
+            f"{len(data) - reader.position} bytes follow the end of the .mlic file: not one whole file"
+        )
+    streams, metadata = _read_chunks(body)
+    try:
+        name = raw_name.decode()
+    except UnicodeDecodeError as error:
+        raise BitstreamError(f"the model name in the .mlic file is not UTF-8: {error}") from None
+    return Mlic(
+        width=width,
+        height=height,
+        mode=mode,
+        variant=variant,
+        model_name=name,
+        fingerprint=fingerprint,
+        z=streams[ChunkKind.Z_STREAM],
+        y=streams[ChunkKind.Y_STREAM],
+        padding=padding,
+        coder_layout=layout,
+        guard=guard,
+        metadata=metadata,
+    )
+
+
+def describe(data: bytes | bytearray | memoryview) -> dict[str, Any]:
+    """Say what an .mlic file holds, as a dictionary that JSON can hold; for `mlic-fast info`.
+
+    Errors are those of `read`, but no picture is too large to be described.
+    """
+    mlic = read(data, Limits(pixels=None, side=_MAX_VARINT))
+    size = len(data)
+    return {
+        "format": "mlic",
+        "version": VERSION,
+        "file_bytes": size,
+        "width": mlic.width,
+        "height": mlic.height,
+        "mode": mlic.mode,
+        "bits_per_pixel": 8 * size / (mlic.width * mlic.height),
+        "model": {"name": mlic.model_name, "fingerprint": mlic.fingerprint.hex(), "variant": mlic.variant},
+        "padding": mlic.padding,
+        "coder_layout": mlic.coder_layout,
+        "guard": mlic.guard,
+        "streams": {"z": len(mlic.z), "y": len(mlic.y)},
+        "metadata": [{"kind": _kind_name(chunk.kind), "bytes": len(chunk.data)} for chunk in mlic.metadata],
+        "overhead_bytes": size - len(mlic.z) - len(mlic.y) - sum(len(chunk.data) for chunk in mlic.metadata),
+    }
+
+
+def _check_magic(data: bytes) -> None:
+    if MAGIC.startswith(data[: len(MAGIC)]) and len(data) <= len(MAGIC):
+        raise TruncatedFileError(f"the .mlic file ends after {len(data)} bytes, before its header: get the file again")
+    if not data.startswith(MAGIC):
+        raise NotMlicFileError(f"not an .mlic file: it begins with {data[:8].hex(' ')}, not {MAGIC.hex(' ')}")
+    if data[len(MAGIC)] != VERSION:
+        _raise_newer(f"it has format version {data[len(MAGIC)]}, this release reads version {VERSION}")
+
+
+def _read_chunks(body: bytes) -> tuple[dict[int, bytes], tuple[Metadata, ...]]:
+    """Split the body into the streams that must be there and the metadata that may be."""
+    streams: dict[int, bytes] = {}
+    metadata = []
+    reader = _Reader(body, whole=True)
+    while reader.position < len(body):
+        kind = reader.take(1, "chunk kind")[0]
+        length = reader.varint(f"length of chunk {kind:#04x}")
+        content = reader.take(length, f"chunk {_kind_name(kind)}")
+        if kind & _ANCILLARY:
+            metadata.append(Metadata(kind, content))
+        elif kind not in (ChunkKind.Z_STREAM, ChunkKind.Y_STREAM):
+            _raise_newer(f"it needs chunk {kind:#04x}, which this release does not know")
+        elif kind in streams:
+            raise BitstreamError(f"the .mlic file has two chunks {_kind_name(kind)}; only one can be meant")
+        else:
+            streams[kind] = content
+    for kind in (ChunkKind.Z_STREAM, ChunkKind.Y_STREAM):
+        if kind not in streams:
+            raise BitstreamError(f"the .mlic file has no chunk {_kind_name(kind)}: it was not written whole")
+    return streams, tuple(metadata)
+
+
+def _raise_newer(why: str) -> NoReturn:
+    raise NotMlicFileError(f"the .mlic file was written by a newer release of mlic_fast ({why}): update mlic_fast")
+
+
+def _meaning(table: dict[int, _T], code: int, field: str) -> _T:
+    if code not in table:
+        _raise_newer(f"its {field} is {code}, this release knows {', '.join(map(str, table))}")
+    return table[code]
+
+
+def _code(table: dict[int, _T], value: str, field: str) -> int:
+    for code, meaning in table.items():
+        if meaning == value:
+            return code
+    raise BitstreamError(f"{field} must be one of {', '.join(table.values())}, not {value!r}")
+
+
+def _kind_name(kind: int) -> str:
+    try:
+        return ChunkKind(kind).name.lower()
+    except ValueError:
+        return f"{kind:#04x}"
+
+
+def _crc(data: bytes) -> bytes:
+    return zlib.crc32(data).to_bytes(CRC_BYTES, "little")
+
+
+def _varint(value: int) -> bytes:
+    """Unsigned LEB128: seven bits a byte, lowest first, bit 7 set on all bytes but the last."""
+    if not 0 <= value <= _MAX_VARINT:
+        raise BitstreamError(f"{value} does not fit the .mlic format: lengths and sizes go to {_MAX_VARINT}")
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+class _Reader:
+    """Takes fields off the front of the data; running out is an error that names the field.
+
+    whole: the data is known to be complete, so that running out means damage, not truncation.
+    """
+
+    def __init__(self, data: bytes, whole: bool = False) -> None:
+        self._data = data
+        self._error: type[MlicError] = BitstreamError if whole else TruncatedFileError
+        self.position = 0
+
+    def skip(self, count: int) -> None:
+        self.position += count
+
+    def take(self, count: int, what: str) -> bytes:
+        left = len(self._data) - self.position
+        if count > left:
+            raise self._error(
+                f"the .mlic file ends early: its {what} needs {count} bytes at offset {self.position}, "
+                f"{max(left, 0)} are left. Get the file again"
+            )
+        self.position += count
+        return self._data[self.position - count : self.position]
+
+    def varint(self, what: str) -> int:
+        value = 0
+        for shift in range(0, 35, 7):
+            byte = self.take(1, what)[0]
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                # one value, one spelling: a file has exactly one form
+                if value > _MAX_VARINT or (byte == 0 and shift):
+                    break
+                return value
+        raise BitstreamError(f"the .mlic file is damaged: its {what} is no number of the format")

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Output that appears whole or not at all: a temporary file beside the target, then a rename.
+
+What happens to the target: a new file gets the permissions that the umask leaves; an
+existing one is replaced and keeps its permission bits (its owner becomes whoever writes);
+an existing one that may not be written to is left alone, although a rename could replace
+it; a symbolic link stays and what it points to is replaced; devices and pipes are written
+to directly, since replacing /dev/null would be a disaster.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+
+def write_whole(path: str | os.PathLike[str], data: bytes | bytearray | memoryview) -> None:
+    """Write data to the file at path, whole or not at all. Raises OSError."""
+    with open_whole(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def open_whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Open a binary file for writing that takes its place at path when the block ends well.
+
+    If the block raises anything, KeyboardInterrupt included, what was at path before is
+    still there and the temporary file is gone. Raises OSError: IsADirectoryError for a
+    folder, FileNotFoundError for a missing one, PermissionError for a read-only target.
+    """
+    target = Path(path)
+    try:
+        mode: int | None = target.stat().st_mode
+    except FileNotFoundError:
+        mode = None
+    if mode is not None and stat.S_ISDIR(mode):
+        raise IsADirectoryError(f"{target} is a folder: give the name of a file in it")
+    if mode is not None and not stat.S_ISREG(mode):
+        with target.open("wb") as device:
+            yield device
+        return
+    if mode is not None and not os.access(target, os.W_OK):
+        raise PermissionError(f"{target} is there and may not be written to: choose another name or change its mode")
+
+    target = Path(os.path.realpath(target))
+    temporary = target.parent / f".{secrets.token_hex(8)}.mlic-tmp"
+    try:
+        descriptor = _create(temporary)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no folder {target.parent} to write {target.name} to") from None
+    try:
+        # Buffered and closed in here, so that a full disk is noticed before the rename.
+        with os.fdopen(descriptor, "wb") as file:
+            if mode is not None:
+                temporary.chmod(mode & 0o777)
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(target.parent)
+
+
+def _create(path: Path) -> int:
+    # os.open and not tempfile: the kernel then applies the umask, which cannot be read without
+    # setting it for all threads, and tempfile's 0600 would make every output private.
+    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+    return os.open(path, flags, 0o666)
+
+
+def _sync_folder(folder: Path) -> None:
+    # After a crash the new name must be there too. Some file systems and Windows cannot sync a
+    # folder; the file itself is safe by then.
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

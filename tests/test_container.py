@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The .mlic container: round trips, hostile data, room for the future, the bytes for ever."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlic_fast.bitstream import container, sniff
+from mlic_fast.bitstream.container import ChunkKind, Metadata, Mlic
+from mlic_fast.errors import BitstreamError, LimitError, MlicError, NotMlicFileError, TruncatedFileError
+from mlic_fast.limits import Limits
+
+SMALL = Mlic(
+    width=600,
+    height=400,
+    mode="rgb",
+    variant="new",
+    model_name="mlicpp-small",
+    fingerprint=bytes(range(8)),
+    z=b"zzz",
+    y=b"stream y",
+)
+# Written by version 1 and never to change: a release that reads it differently is broken.
+SMALL_BYTES = bytes.fromhex(
+    "8d4d4c4943 01 0f d804 9003 03 00 00 01 00 0001020304050607 0c 6d6c696370702d736d616c6c 29b62a7e"
+    "01 03 7a7a7a 02 08 73747265616d2079 22e537ad"
+)
+
+names = st.text(max_size=40).map(container.fit_name)
+metadata = st.lists(st.builds(Metadata, kind=st.integers(0x80, 0xFF), data=st.binary(max_size=300)), max_size=4)
+files = st.builds(
+    Mlic,
+    width=st.integers(1, 9000),
+    height=st.integers(1, 9000),
+    mode=st.sampled_from(["grey", "rgb"]),
+    variant=st.sampled_from(["new", "old"]),
+    model_name=names,
+    fingerprint=st.binary(min_size=8, max_size=8),
+    z=st.binary(max_size=300),
+    y=st.binary(max_size=300),
+    padding=st.sampled_from(["zero", "fade"]),
+    metadata=metadata.map(tuple),
+)
+
+
+def build(
+    *,
+    version: int = 1,
+    width: bytes = b"\xd8\x04",
+    codes: bytes = bytes((3, 0, 0, 1, 0)),
+    name: bytes = b"m",
+    chunks: bytes = b"\x01\x01z\x02\x01y",
+    body_length: bytes | None = None,
+) -> bytes:
+    """Put together a file with valid checksums from fields that `write` would refuse."""
+    header = container.MAGIC + bytes([version]) + (body_length or bytes([len(chunks)])) + width + b"\x90\x03" + codes
+    header += bytes(8) + bytes([len(name)]) + name
+    return header + zlib.crc32(header).to_bytes(4, "little") + chunks + zlib.crc32(chunks).to_bytes(4, "little")
+
+
+def test_bytes_for_ever() -> None:
+    assert container.write(SMALL) == SMALL_BYTES
+    assert container.read(SMALL_BYTES) == SMALL
+
+
+def test_the_documented_example_is_this_file() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "bitstream.md").read_text(encoding="utf-8")
+    block = re.search(r"```hex\n(.*?)```", text, re.DOTALL)
+    assert block is not None
+    fields = [line.split("#")[0] for line in block[1].splitlines()]
+    assert bytes.fromhex("".join(fields)) == SMALL_BYTES
+
+
+@given(files)
+def test_round_trip(mlic: Mlic) -> None:
+    data = container.write(mlic)
+    assert container.read(data) == mlic
+    assert container.read(bytearray(data)) == container.read(memoryview(data)) == mlic
+    assert sniff(data) == "mlic"
+
+
+def test_overhead_of_a_plain_image_is_at_most_60_bytes() -> None:
+    for name in ("mlicpp-small", "mlicpp-mse-0.0483"):
+        mlic = dataclasses.replace(SMALL, width=3840, height=2160, model_name=name, y=bytes(2**20), z=bytes(2**14))
+        overhead = len(container.write(mlic)) - 2**20 - 2**14
+        assert overhead <= 60
+        assert container.describe(container.write(mlic))["overhead_bytes"] == overhead
+
+
+@pytest.mark.parametrize("length", range(len(SMALL_BYTES)))
+def test_every_prefix_is_called_truncated(length: int) -> None:
+    with pytest.raises(TruncatedFileError):
+        container.read(SMALL_BYTES[:length])
+
+
+@pytest.mark.parametrize("position", range(len(SMALL_BYTES)))
+def test_every_altered_byte_is_noticed(position: int) -> None:
+    for change in range(1, 256):
+        data = bytearray(SMALL_BYTES)
+        data[position] ^= change
+        with pytest.raises(BitstreamError):
+            container.read(data)
+
+
+@settings(max_examples=300)
+@given(st.binary(max_size=200), st.booleans())
+def test_random_bytes(data: bytes, with_magic: bool) -> None:
+    with pytest.raises(MlicError):
+        container.read(SMALL_BYTES[:6] + data if with_magic else data)
+
+
+@settings(max_examples=300)
+@given(st.binary(max_size=60), st.binary(max_size=60))
+def test_random_body_and_name_with_valid_checksums(chunks: bytes, name: bytes) -> None:
+    data = build(chunks=chunks, name=name)
+    try:
+        mlic = container.read(data)
+    except BitstreamError:
+        return
+    assert container.read(container.write(mlic)) == mlic
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "message"),
+    [
+        pytest.param(b"\x89PNG\r\n\x1a\n" + bytes(40), NotMlicFileError, "not an .mlic.*begins with 89 50", id="png"),
+        pytest.param(b"x", NotMlicFileError, "not an .mlic file", id="one byte"),
+        pytest.param(b"", TruncatedFileError, "ends after 0 bytes", id="empty"),
+        pytest.param(build(version=2), NotMlicFileError, "newer release.*version 2", id="version"),
+        pytest.param(build(codes=bytes((3, 0, 0, 1, 1))), NotMlicFileError, "newer release.*guard is 1", id="guard"),
+        pytest.param(build(codes=bytes((3, 0, 0, 2, 0))), NotMlicFileError, "newer.*coder layout is 2", id="layout"),
+        pytest.param(build(codes=bytes((3, 0, 2, 1, 0))), NotMlicFileError, "newer.*padding rule is 2", id="padding"),
+        pytest.param(build(codes=bytes((3, 2, 0, 1, 0))), NotMlicFileError, "newer.*variant is 2", id="variant"),
+        pytest.param(build(codes=bytes((4, 0, 0, 1, 0))), NotMlicFileError, "newer.*picture mode is 4", id="mode"),
+        pytest.param(
+            build(chunks=b"\x01\x01z\x02\x01y\x03\x01g"),
+            NotMlicFileError,
+            "newer.*needs chunk 0x03",
+            id="critical chunk",
+        ),
+        pytest.param(build(chunks=b"\x01\x01z"), BitstreamError, "no chunk y_stream", id="no y"),
+        pytest.param(build(chunks=b"\x02\x01y"), BitstreamError, "no chunk z_stream", id="no z"),
+        pytest.param(build(chunks=b"\x01\x01z\x01\x01z\x02\x01y"), BitstreamError, "two chunks z_stream", id="two z"),
+        pytest.param(build(chunks=b"\x01\x01z\x02\x09y"), BitstreamError, "y_stream needs 9 bytes", id="chunk length"),
+        pytest.param(build(chunks=b"\x01\x01z\x02"), BitstreamError, "length of chunk", id="no chunk length"),
+        pytest.param(build(chunks=b"\x01\x81\x00z\x02\x01y"), BitstreamError, "no number", id="two spellings"),
+        pytest.param(build(width=b"\xff\xff\xff\xff\x7f"), BitstreamError, "width is no number", id="over 32 bits"),
+        pytest.param(build(width=b"\xff\xff\xff\xff\xff"), BitstreamError, "width is no number", id="endless number"),
+        pytest.param(build(width=b"\x00"), BitstreamError, "width must be 1", id="no width"),
+        pytest.param(build(name=b"\xff\xfe"), BitstreamError, "not UTF-8", id="name not UTF-8"),
+        pytest.param(build(name=b"a\x1b[2J"), BitstreamError, "printable", id="name with escape sequence"),
+        pytest.param(build(name=b"a" * 65), BitstreamError, "at most 64", id="long name"),
+        pytest.param(SMALL_BYTES + b"\0", BitstreamError, "1 bytes follow", id="trailing byte"),
+        pytest.param(build(body_length=b"\xff\xff\xff\xff\x0f"), TruncatedFileError, "body needs 429", id="4 GiB"),
+        pytest.param(build(width=b"\x81\x80\x04"), LimitError, "side may have at most 65,536", id="wide"),
+    ],
+)
+def test_refusals_say_why(data: bytes, error: type[MlicError], message: str) -> None:
+    with pytest.raises(error, match=message):
+        container.read(data)
+
+
+def test_pixel_limit_is_pillows_and_can_be_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    large = container.write(dataclasses.replace(SMALL, width=9460, height=9460))
+    with pytest.raises(LimitError, match="89,491,600 pixels; the limit is 89,478,485"):
+        container.read(large)
+    assert container.read(large, Limits(pixels=10**8)).width == 9460
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", None)
+    assert container.read(large).width == 9460
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(LimitError, match="limit is 100"):
+        container.read(SMALL_BYTES)
+    assert container.describe(large)["width"] == 9460
+
+
+def test_a_chunk_of_a_later_release_that_may_be_skipped_is_kept() -> None:
+    data = build(chunks=b"\xfe\x03new\x01\x01z\x81\x03icc\x02\x01y")
+    mlic = container.read(data)
+    assert mlic.metadata == (Metadata(0xFE, b"new"), Metadata(ChunkKind.ICC_PROFILE, b"icc"))
+    assert (mlic.z, mlic.y) == (b"z", b"y")
+    assert container.read(container.write(mlic)) == mlic
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"width": 0},
+        {"height": 2**32},
+        {"fingerprint": bytes(32)},
+        {"model_name": "a" * 65},
+        {"model_name": "line\nbreak"},
+        {"metadata": (Metadata(ChunkKind.Y_STREAM, b""),)},
+        {"metadata": (Metadata(256, b""),)},
+        {"mode": "cmyk"},
+        {"guard": "some"},
+    ],
+    ids=str,
+)
+def test_what_the_format_cannot_hold_is_not_written(change: dict[str, object]) -> None:
+    with pytest.raises(BitstreamError):
+        container.write(dataclasses.replace(SMALL, **change))  # type: ignore[arg-type]
+
+
+@given(st.text(alphabet=st.characters(), max_size=100))
+def test_fit_name_makes_any_name_storable(name: str) -> None:
+    mlic = dataclasses.replace(SMALL, model_name=container.fit_name(name))
+    assert container.read(container.write(mlic)) == mlic
+
+
+def test_fit_name_does_not_cut_a_character_in_two() -> None:
+    assert container.fit_name("é" * 40) == "é" * 32
+    assert container.fit_name("a" + "é" * 40) == "a" + "é" * 31
+    assert container.fit_name("bad\udc80name\u202e") == "badname"
+
+
+@pytest.mark.parametrize(
+    ("size", "shape"), [((1, 1), (1, 1)), ((64, 65), (2, 1)), ((65, 64), (1, 2)), ((128, 1), (1, 2))]
+)
+def test_z_shape(size: tuple[int, int], shape: tuple[int, int]) -> None:
+    assert dataclasses.replace(SMALL, width=size[0], height=size[1]).z_shape == shape
+
+
+def test_describe_is_json_and_needs_no_torch() -> None:
+    mlic = dataclasses.replace(SMALL, metadata=(Metadata(0xFE, b"new"), Metadata(ChunkKind.EXIF, b"e")))
+    code = (
+        "import json, sys; from mlic_fast.bitstream import container; "
+        f"print(json.dumps(container.describe({container.write(mlic)!r}))); assert 'torch' not in sys.modules"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    described = json.loads(run.stdout)
+    assert described["model"] == {"name": "mlicpp-small", "fingerprint": "0001020304050607", "variant": "new"}
+    assert described["metadata"] == [{"kind": "0xfe", "bytes": 3}, {"kind": "exif", "bytes": 1}]
+    assert described["streams"] == {"z": 3, "y": 8}
+    assert (described["width"], described["height"], described["mode"]) == (600, 400, "rgb")
