@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Coding of z with the factorised prior: one stream an item, a table a channel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from compressai.entropy_models import EntropyBottleneck
+from torch import Tensor
+
+from mlic_fast.entropy.range_coder import decode_many, encode_many
+from mlic_fast.entropy.tables import coding_tables
+from mlic_fast.entropy.indexes import check_finite
+
+
+def _channel_indexes(channels: int, height: int, width: int) -> npt.NDArray[np.int32]:
+    return np.repeat(np.arange(channels, dtype=np.int32), height * width)
+
+
+def encode_hyper_latent(bottleneck: EntropyBottleneck, medians: Tensor, z: Tensor) -> tuple[list[bytes], Tensor]:
+    """z [B, N, h, w], medians [N, 1, 1] → a string for each item, and ẑ [B, N, h, w]."""
+    residual = torch.round(z - medians)
+    check_finite("hyper latents", residual)
+    # Contiguous, as the decoder's will be: in another layout h_s would round differently.
+    symbols = residual.int().contiguous()
+    indexes = _channel_indexes(*z.shape[1:])
+    strings = encode_many(coding_tables(bottleneck), [(item.flatten(), indexes) for item in symbols.cpu()])
+    return strings, symbols + medians
+
+
+def decode_hyper_latent(
+    bottleneck: EntropyBottleneck, medians: Tensor, strings: Sequence[bytes], shape: tuple[int, int]
+) -> Tensor:
+    """ẑ [B, N, h, w] from a string for each of B items. Raises BitstreamError for a damaged string."""
+    channels = medians.shape[0]
+    indexes = _channel_indexes(channels, *shape)
+    items = decode_many(coding_tables(bottleneck), [(string, indexes) for string in strings])
+    symbols = torch.from_numpy(np.stack(items)).view(len(strings), channels, *shape)
+    return symbols.to(medians.device) + medians

@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MLICPlusPlus: the official constructor and methods, nothing else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
+from typing import Any
+
+import torch
+from compressai.entropy_models import EntropyBottleneck, GaussianConditional
+from compressai.models import CompressionModel
+from compressai.ops import quantize_ste
+from torch import Tensor, nn
+
+from mlic_fast.config import ModelConfig
+from mlic_fast.entropy.coding_steps import Estimator, Reader, Writer
+from mlic_fast.entropy.factorized import decode_hyper_latent, encode_hyper_latent
+from mlic_fast.entropy.range_coder import Decoder, Encoder
+from mlic_fast.entropy.tables import coding_tables
+from mlic_fast.errors import BitstreamError, ImageError
+from mlic_fast.nn.analysis import AnalysisTransform
+from mlic_fast.nn.channel_context import ChannelContext
+from mlic_fast.nn.entropy_parameters import EntropyParameters
+from mlic_fast.nn.global_context import GlobalInterContext, GlobalIntraContext
+from mlic_fast.nn.hyperprior import HyperAnalysis, HyperSynthesis
+from mlic_fast.nn.local_context import LocalContext
+from mlic_fast.nn.residual_prediction import LatentResidualPrediction
+from mlic_fast.nn.slices import walk
+from mlic_fast.nn.synthesis import SynthesisTransform
+from mlic_fast.precision import KeepsFloat32, at_least_float32, no_autocast
+
+# Images are coded in units of this many pixels a side: 16 by g_a, 4 more by h_a.
+PADDING_UNIT = 64
+
+_TABLES = ("_quantized_cdf", "_offset", "_cdf_length", "scale_table")
+
+
+class _EntropyBottleneck(KeepsFloat32, EntropyBottleneck):
+    pass
+
+
+class _GaussianConditional(KeepsFloat32, GaussianConditional):
+    pass
+
+
+class MLICPlusPlus(CompressionModel):
+    """The learned image codec MLIC++ (Jiang & Wang 2023, arXiv 2307.15421).
+
+    config: the official configuration object (attributes N, M, slice_num, context_window), a
+        ModelConfig, or None for the published model (83,501,408 parameters).
+
+    Parameter and buffer names and shapes are the official ones. The model keeps no state of a
+    call: several threads may use one model at once. The way from z to the scales stays in float32
+    under `.half()`, autocast and PyTorch's precision switches, since encoder and decoder must agree
+    on it. Raises ConfigError for a configuration that the architecture does not allow.
+    """
+
+    def __init__(self, config: Any = None) -> None:
+        super().__init__()
+        self.config = c = ModelConfig() if config is None else ModelConfig.from_object(config)
+        N, M, C = c.N, c.M, c.slice_width
+        self.name = ""  # for people: files say which model they were written with
+        self.N, self.M, self.slice_num, self.slice_ch, self.context_window = N, M, c.slice_num, C, c.context_window
+
+        # The order of construction is the official one: the same seed gives the same initial weights.
+        self.entropy_bottleneck = _EntropyBottleneck(N)
+        self.g_a = AnalysisTransform(N, M)
+        self.g_s = SynthesisTransform(N, M, c.variant)
+        self.h_a = HyperAnalysis(N, M)
+        self.h_s = HyperSynthesis(N, M)
+        self.gaussian_conditional = _GaussianConditional(None)
+
+        def each_slice(make: Callable[[int], nn.Module], first: int = 0) -> nn.ModuleList:
+            # None keeps the official numbering: contexts between slices begin at slice 1
+            modules: list[Any] = [make(i) if i >= first else None for i in range(c.slice_num)]
+            return nn.ModuleList(modules)
+
+        self.local_context = each_slice(lambda i: LocalContext(C))
+        self.channel_context = each_slice(lambda i: ChannelContext(i * C, C), first=1)
+        self.global_inter_context = each_slice(lambda i: GlobalInterContext(i * C, C), first=1)
+        self.global_intra_context = each_slice(lambda i: GlobalIntraContext(C), first=1)
+        # hyper-parameters 2M; between slices: 2C global, 4C channel; within: 2C local, 2C global
+        self.entropy_parameters_anchor = each_slice(lambda i: EntropyParameters(2 * M + (6 * C if i else 0), C))
+        self.entropy_parameters_nonanchor = each_slice(
+            lambda i: EntropyParameters(2 * M + 2 * C + (8 * C if i else 0), C)
+        )
+        # hyper means M, decoded slices iC, current slice C
+        self.lrp_anchor = each_slice(lambda i: LatentResidualPrediction(M + (i + 1) * C, C, c.variant))
+        self.lrp_nonanchor = each_slice(lambda i: LatentResidualPrediction(M + (i + 1) * C, C, c.variant))
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        """Reconstruct x and estimate its rate, without coding.
+
+        x: float [B, 3, H, W] in [0, 1], H and W multiples of 64.
+        Returns {"x_hat": [B, 3, H, W], "likelihoods": {"y_likelihoods": [B, M, H/16, W/16],
+        "z_likelihoods": [B, N, H/64, W/64]}}. In training mode likelihoods are those of noisy values and
+        rounding passes gradients straight through.
+        """
+        y, z = self._analyse(x)
+        with no_autocast(x.device):
+            z_likelihoods = self.entropy_bottleneck(z)[1]
+            medians = self._medians()
+            z_hat = quantize_ste(z - medians) + medians
+            estimator = Estimator(self.gaussian_conditional)
+            y_hat = walk(self, self.h_s(z_hat), y, estimator)
+            y_likelihoods = estimator.likelihoods()
+        return {
+            "x_hat": self._synthesise(y_hat),
+            "likelihoods": {"y_likelihoods": y_likelihoods, "z_likelihoods": z_likelihoods},
+        }
+
+    @torch.no_grad()
+    def compress(self, x: Tensor) -> dict[str, Any]:
+        """Code x into strings.
+
+        x: float [B, 3, H, W] in [0, 1], H and W multiples of 64.
+        Returns {"strings": [[y string], [z string of each item]], "shape": z's height and width,
+        "cost_time": seconds}. The y string holds the whole batch.
+        Raises ImageError for other shapes, NonFiniteError where values are not finite, CodingError
+        where tables are missing or a symbol is out of the coder's range.
+        """
+        start = self._seconds(x.device)
+        y, z = self._analyse(x)
+        with no_autocast(x.device):
+            z_strings, z_hat = encode_hyper_latent(self.entropy_bottleneck, self._medians(), z)
+            encoder = Encoder(coding_tables(self.gaussian_conditional))
+            walk(self, self.h_s(z_hat), y, Writer(encoder, self.gaussian_conditional))
+            y_string = encoder.finish()
+        return {
+            "strings": [[y_string], z_strings],
+            "shape": z.shape[-2:],
+            "cost_time": self._seconds(x.device) - start,
+        }
+
+    @torch.no_grad()
+    def decompress(self, strings: Sequence[Sequence[bytes]], shape: Sequence[int]) -> dict[str, Any]:
+        """Decode what `compress` wrote.
+
+        strings, shape: as `compress` returns them.
+        Returns {"x_hat": [B, 3, H, W], not clamped, "cost_time": seconds}.
+        Raises BitstreamError if a string does not end as it must: it is damaged, or was written with
+        other weights, or its scales came out differently on the machine that wrote it.
+        """
+        device = self._medians().device
+        start = self._seconds(device)
+        y_string, z_strings, z_height, z_width = _checked_strings(strings, shape)
+        with no_autocast(device):
+            z_hat = decode_hyper_latent(self.entropy_bottleneck, self._medians(), z_strings, (z_height, z_width))
+            decoder = Decoder(coding_tables(self.gaussian_conditional), y_string)
+            y_hat = walk(self, self.h_s(z_hat), None, Reader(decoder, self.gaussian_conditional))
+            decoder.finish()
+        x_hat = self._synthesise(y_hat)
+        return {"x_hat": x_hat, "cost_time": self._seconds(device) - start}
+
+    def update_resolutions(self, height: int, width: int) -> None:
+        """Accepted for the official test script's sake: nothing here depends on an earlier resolution."""
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load parameters and coding tables under official names, of CompressAI's older or newer spelling.
+
+        Returns the missing and unexpected keys, as torch.nn.Module does. Tables that are in
+        `state_dict` replace the model's, whatever their length.
+        """
+        from mlic_fast.checkpoint.layouts import official_names
+
+        state_dict = official_names(state_dict)
+        for prefix, entropy_model in (
+            ("entropy_bottleneck.", self.entropy_bottleneck),
+            ("gaussian_conditional.", self.gaussian_conditional),
+        ):
+            for name in _TABLES:
+                saved, own = state_dict.get(prefix + name), getattr(entropy_model, name, None)
+                if saved is not None and own is not None and saved.shape != own.shape:
+                    setattr(entropy_model, name, torch.empty(saved.shape, dtype=own.dtype, device=own.device))
+        return nn.Module.load_state_dict(self, state_dict, strict=strict, assign=assign)
+
+    @classmethod
+    def from_state_dict(cls, state_dict: Mapping[str, Tensor]) -> MLICPlusPlus:
+        """A model in evaluation mode with these weights; configuration and variant are found from the tensors.
+
+        Missing coding tables are computed. Raises CheckpointError where the tensors are no MLIC++ model's.
+        """
+        from mlic_fast.checkpoint import checkpoint_from_state_dict
+
+        return cls._from_checkpoint(checkpoint_from_state_dict(state_dict))
+
+    @classmethod
+    def from_checkpoint(cls, path: str | PathLike[str], device: str | torch.device = "cpu") -> MLICPlusPlus:
+        """A model in evaluation mode with the weights of an official, CompressAI or native file.
+
+        Raises FileNotFoundError, or CheckpointError saying what is wrong with the file.
+        """
+        from mlic_fast.checkpoint import read_checkpoint
+
+        return cls._from_checkpoint(read_checkpoint(path)).to(device)
+
+    @classmethod
+    def _from_checkpoint(cls, checkpoint: Any) -> MLICPlusPlus:
+        model = cls(checkpoint.config)
+        model.name = checkpoint.name
+        model.load_state_dict(checkpoint.state_dict)
+        return model.eval()
+
+    def _analyse(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """y and z of x, in at least float32."""
+        if x.dim() != 4 or x.shape[1] != 3 or x.shape[2] % PADDING_UNIT or x.shape[3] % PADDING_UNIT or not x.numel():
+            raise ImageError(
+                f"the model takes [B, 3, H, W] with H and W multiples of {PADDING_UNIT}, not {list(x.shape)}; "
+                "mlic_fast.image.pad_to_64 pads a picture"
+            )
+        if torch.is_grad_enabled():
+            # PyTorch's CPU backward of a strided 1x1 convolution of 3 channels overruns its buffer for channels-last
+            x = x.contiguous()
+        y = self.g_a(x.to(next(self.g_a.parameters()).dtype))
+        z = self.h_a(y)
+        return at_least_float32(y), at_least_float32(z)
+
+    def _synthesise(self, y_hat: Tensor) -> Tensor:
+        x_hat: Tensor = self.g_s(y_hat.to(next(self.g_s.parameters()).dtype))
+        return x_hat
+
+    def _medians(self) -> Tensor:
+        """Medians of z's channels, [N, 1, 1]."""
+        return self.entropy_bottleneck.get_parameter("quantiles")[:, :, 1:2]
+
+    @staticmethod
+    def _seconds(device: torch.device) -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+
+def _checked_strings(
+    strings: Sequence[Sequence[bytes]], shape: Sequence[int]
+) -> tuple[bytes, Sequence[bytes], int, int]:
+    """Take apart what `compress` returned: y string, z strings, z's height and width."""
+    if len(strings) != 2 or len(strings[0]) != 1 or not strings[1]:
+        raise BitstreamError(
+            "strings must be [[y string], [z string of each item]]: "
+            f"got {len(strings)} lists of {[len(part) for part in strings]} strings"
+        )
+    if len(shape) != 2 or min(shape) < 1:
+        raise BitstreamError(f"shape must be z's height and width, both positive, not {tuple(shape)}")
+    return strings[0][0], strings[1], int(shape[0]), int(shape[1])
+
+
+def load(path_or_name: str | PathLike[str], device: str | torch.device = "cpu") -> MLICPlusPlus:
+    """The model of that name or file, in evaluation mode on `device`.
+
+    path_or_name: a file (official, CompressAI's or native), or a name: a bundled model
+        ("mlicpp-small") or one found in MLIC_FAST_MODELS.
+    Raises FileNotFoundError, CheckpointError or WrongWeightsError saying what was looked for and where.
+    """
+    from mlic_fast.registry import resolve
+
+    return MLICPlusPlus.from_checkpoint(resolve(path_or_name), device)

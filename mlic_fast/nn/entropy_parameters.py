@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Entropy parameters: from all contexts to the scales and means of one slice."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from mlic_fast.precision import KeepsFloat32, conv
+
+
+class EntropyParameters(KeepsFloat32):
+    """Contexts and hyper-parameters [B, in, h, w] → [B, 2C, h, w]: scales, then means."""
+
+    def __init__(self, in_channels: int, slice_width: int) -> None:
+        super().__init__()
+        self.fusion = nn.Sequential(
+            conv(in_channels, 320, 1),
+            nn.GELU(),
+            conv(320, 256, 1),
+            nn.GELU(),
+            conv(256, 128, 1),
+            nn.GELU(),
+            conv(128, 2 * slice_width, 1),
+        )
+
+    def forward(self, contexts: Tensor) -> Tensor:
+        parameters: Tensor = self.fusion(contexts)
+        return parameters

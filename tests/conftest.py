@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures that several tests share: golden data, and models filled with its weights."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+GOLDEN = Path(__file__).parent / "golden"
+
+_spec = importlib.util.spec_from_file_location("golden_weights", GOLDEN / "weights.py")
+assert _spec is not None
+assert _spec.loader is not None
+golden_weights = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(golden_weights)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _two_threads() -> None:
+    torch.set_num_threads(2)
+
+
+def build_model(config: Any, gains: str, salt: str = "") -> Any:
+    """A model in evaluation mode, filled with the golden weights of these factors, tables computed."""
+    from mlic_fast import MLICPlusPlus
+
+    model = MLICPlusPlus(config)
+    golden_weights.fill(model, json.loads((GOLDEN / f"{gains}.json").read_text()), salt)
+    model.update(force=True)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def small_models() -> dict[str, Any]:
+    """Small models (N=64, M=96, 3 slices) of both variants, as the golden files were made with."""
+    from mlic_fast import ModelConfig
+
+    return {
+        variant: build_model(ModelConfig(N=64, M=96, slice_num=3, variant=variant), gains)
+        for variant, gains in (("new", "gains_small"), ("old", "gains_small_old"))
+    }
+
+
+@pytest.fixture(scope="session")
+def small_model(small_models: dict[str, Any]) -> Any:
+    return small_models["new"]
+
+
+@pytest.fixture(scope="session")
+def full_model() -> Any:
+    """The full-size model with weights that give realistic latents and rates."""
+    return build_model(None, "gains_full")
+
+
+@pytest.fixture(scope="session")
+def test_image() -> Callable[..., torch.Tensor]:
+    """(height, width, seed, batch) → smooth random picture [batch, 3, height, width] in [0, 1]."""
+    return golden_weights.test_image
+
+
+@pytest.fixture(scope="session")
+def golden() -> Callable[[str], dict[str, np.ndarray]]:
+    """Name → arrays of one golden file."""
+
+    def read(name: str) -> dict[str, np.ndarray]:
+        with np.load(GOLDEN / f"{name}.npz") as file:
+            return dict(file)
+
+    return read
+
+
+class GivenSymbols:
+    """A way to code a pass that takes the symbols as given and remembers scales and indexes.
+
+    So two implementations can be compared position by position: one flipped index does not
+    change everything after it.
+    """
+
+    def __init__(self, model: Any, symbols: np.ndarray, batch: int) -> None:
+        self.scales: list[torch.Tensor] = []
+        self.indexes: list[torch.Tensor] = []
+        self._gaussian = model.gaussian_conditional
+        self._symbols = torch.from_numpy(symbols.astype(np.int32))
+        self._batch = batch
+        self._position = 0
+
+    def __call__(self, colour: Any, y: Any, scales: torch.Tensor, means: torch.Tensor) -> torch.Tensor:
+        from mlic_fast.checkerboard import pack, unpack
+
+        scales, means = pack(scales, colour), pack(means, colour)
+        self.scales.append(scales)
+        self.indexes.append(self._gaussian.build_indexes(scales.float()))
+        end = self._position + scales.numel()
+        symbols = self._symbols[self._position : end].view(scales.shape)
+        self._position = end
+        return unpack(symbols + means, colour)
+
+
+@torch.no_grad()
+def run_given_symbols(model: Any, z_hat: torch.Tensor, symbols: np.ndarray) -> tuple[torch.Tensor, GivenSymbols]:
+    """Walk over the slices with these decoded z and symbols; returns ŷ and what was seen on the way."""
+    from mlic_fast.nn.slices import walk
+
+    seen = GivenSymbols(model, symbols, z_hat.shape[0])
+    y_hat = walk(model, model.h_s(z_hat), None, seen)
+    assert seen._position == symbols.size
+    return y_hat, seen
+
+
+@pytest.fixture(scope="session")
+def given_symbols() -> Callable[..., Any]:
+    return run_given_symbols

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The published model's full size, with weights that give realistic latents and rates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def test_full_size_picture_through_strings(full_model: Any, test_image: Callable[..., torch.Tensor]) -> None:
+    assert sum(parameter.numel() for parameter in full_model.parameters()) == 83_501_408
+    x = test_image(256, 256, 30)
+    coded = full_model.compress(x)
+    decoded = full_model.decompress(coded["strings"], coded["shape"])["x_hat"]
+    with torch.no_grad():
+        estimated = full_model(x)
+    assert (decoded - estimated["x_hat"]).abs().max() < 1e-4
+    written = 8 * sum(len(string) for part in coded["strings"] for string in part)
+    bits = sum(-torch.log2(p).sum().item() for p in estimated["likelihoods"].values())
+    assert abs(written - bits) < 0.02 * bits
+    assert 0.1 < written / (256 * 256) < 3  # of the order that trained weights give
