@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading weights: from a file of any known kind to canonical tensors, validated and complete."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mlic_fast.checkpoint.fingerprint import fingerprint
+from mlic_fast.checkpoint.labels import guess_labels, stem
+from mlic_fast.checkpoint.layouts import layout_of, official_names
+from mlic_fast.checkpoint.native import Metric, NativeHeader, is_native, read_native
+from mlic_fast.checkpoint.pickles import read_pickle
+from mlic_fast.checkpoint.shapes import TABLES, expected_shapes, infer_config, is_position_index
+from mlic_fast.checkpoint.tables import with_tables
+from mlic_fast.checkpoint.validate import (
+    check_finite,
+    check_position_indexes,
+    check_shapes,
+    check_tables,
+    position_index,
+)
+from mlic_fast.config import ModelConfig
+from mlic_fast.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# What people save under a weights file's name by mistake, by first bytes.
+_MISTAKES = (
+    (b"version https://git-lfs", "it is a Git LFS pointer, not the file itself: run git lfs pull"),
+    (b"<", "it is a web page: the download asked for a confirmation; download it in a browser"),
+    (b"\x1f\x8b", "it is compressed with gzip: unpack it first"),
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights of one model, ready to be loaded.
+
+    state_dict: every parameter and buffer under its official name (CompressAI 1.2.8's for the entropy
+        bottleneck), in the model's order, on the CPU and owned: floats as float32, coding tables int32,
+        position indexes int64. All coding tables are there.
+    config: the model's shape, found from the tensors. fingerprint: 32 bytes.
+    name: the native file's, else the file's stem. lmbda, metric: the native file's; else read off the file's
+        name, which `guessed` then says. tables_saved: whether all coding tables were in the file; if not,
+        missing ones were computed here. layout: whose names the file used. source: the file, or what was given.
+    """
+
+    state_dict: dict[str, Tensor] = field(repr=False)
+    config: ModelConfig
+    fingerprint: bytes
+    name: str
+    lmbda: float | None
+    metric: Metric | None
+    guessed: bool
+    tables_saved: bool
+    layout: Literal["official", "compressai", "native"]
+    source: str
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Read weights: official files (torch.save), CompressAI's own MLIC++, native safetensors.
+
+    Wrapper prefixes and older CompressAI names are understood, half precision becomes float32, saved coding
+    tables are kept and missing ones computed. Everything is validated.
+    Raises FileNotFoundError for a missing file, CheckpointError for one that is damaged, holds code, or is
+    no MLIC++ model's.
+    """
+    path = Path(path)
+    _check_readable(path)
+    header: NativeHeader | None = None
+    if is_native(path):
+        tensors, header = read_native(path)
+    else:
+        tensors = read_pickle(path, zipped=_is_zip(path))
+    try:
+        checkpoint = _complete(tensors, header, stem(path), str(path))
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    if header is not None and checkpoint.fingerprint != header.fingerprint:
+        raise CheckpointError(
+            f"{path} is damaged or was edited: its tensors have fingerprint {checkpoint.fingerprint.hex()[:16]}…, "
+            f"it says {header.fingerprint.hex()[:16]}…; get the file again, or convert the original weights again"
+        )
+    return checkpoint
+
+
+def checkpoint_from_state_dict(state_dict: Mapping[str, Any], *, name: str = "unnamed") -> Checkpoint:
+    """The same for tensors that are already in memory, of any device: names, validation, tables, fingerprint.
+
+    Raises CheckpointError if they are no MLIC++ model's.
+    """
+    return _complete(state_dict, None, name, "a state dict")
+
+
+def _complete(tensors: Mapping[str, Any], header: NativeHeader | None, name: str, source: str) -> Checkpoint:
+    layout = layout_of(tensors)
+    named = official_names(tensors)
+    _check_kinds(named)
+    # Shapes come first: what is allocated below is then bounded by a valid configuration.
+    shapes = {key: tuple(tensor.shape) for key, tensor in named.items()}
+    config = infer_config(shapes)
+    if header is not None and header.config != config:
+        raise CheckpointError(f"the tensors make {config}, the header says {header.config}; the file was edited")
+    check_shapes(shapes, config)
+    owned = {key: _canonical(key, tensor) for key, tensor in named.items()}
+    for key in expected_shapes(config):
+        if is_position_index(key) and key not in owned:
+            owned[key] = position_index(config.context_window)
+    check_finite(owned)
+    check_position_indexes(owned, config)
+    complete, tables_saved = with_tables(owned)
+    check_tables(complete, config)
+    ordered = {key: complete[key] for key in expected_shapes(config)}
+    labels = guess_labels(source) if header is None else (header.lmbda, header.metric)
+    return Checkpoint(
+        state_dict=ordered,
+        config=config,
+        fingerprint=fingerprint(ordered),
+        name=name if header is None else header.name,
+        lmbda=labels[0],
+        metric=labels[1],
+        guessed=header is None and labels != (None, None),
+        tables_saved=tables_saved,
+        layout=layout if header is None else "native",
+        source=source,
+    )
+
+
+def _check_kinds(tensors: Mapping[str, Any]) -> None:
+    """Every value is a tensor of a kind that its name can have."""
+    import torch
+
+    floats = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+    integers = (torch.int32, torch.int64, torch.int16, torch.int8, torch.uint8)
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise CheckpointError(f"{name} is a {type(tensor).__name__}, not a tensor")
+        allowed = integers if _is_integer(name) else floats
+        # update() was never called: the empty buffer's type says nothing
+        if tensor.dtype not in allowed and tensor.numel():
+            kind = "integers" if allowed is integers else "floats"
+            raise CheckpointError(f"{name} holds {str(tensor.dtype).removeprefix('torch.')}, it must hold {kind}")
+
+
+def _is_integer(name: str) -> bool:
+    return is_position_index(name) or (name in TABLES and not name.endswith("scale_table"))
+
+
+def _canonical(name: str, tensor: Tensor) -> Tensor:
+    """An owned, dense copy on the CPU with the canonical dtype."""
+    import torch
+
+    dtype = torch.float32
+    if is_position_index(name):
+        dtype = torch.int64
+    elif _is_integer(name):
+        dtype = torch.int32
+        limits = torch.iinfo(dtype)
+        if tensor.numel() and not limits.min <= int(tensor.min()) <= int(tensor.max()) <= limits.max:
+            raise CheckpointError(f"{name} holds values beyond 32 bits, up to {tensor.abs().max().item()}")
+    return tensor.detach().to("cpu", dtype, copy=True, memory_format=torch.contiguous_format)
+
+
+def _check_readable(path: Path) -> None:
+    if not path.exists():
+        raise FileNotFoundError(f"there is no weights file {path}")
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder; give a weights file in it, or set MLIC_FAST_MODELS to the folder")
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be opened: {error.strerror or error}") from error
+    if not start:
+        raise CheckpointError(f"{path} is empty; get the file again")
+    for beginning, advice in _MISTAKES:
+        if start.lstrip().startswith(beginning):
+            raise CheckpointError(f"{path} holds no weights: {advice}")
+
+
+def _is_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the names that weights have in files to the official ones: wrappers, older CompressAI, CompressAI's own MLIC++.
+
+Official names here means those of the authors' code with the entropy bottleneck spelt as
+CompressAI 1.2.8 spells it (`matrices.0`); `shapes.expected_shapes` lists them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from mlic_fast.checkpoint.shapes import GAUSSIAN_TABLES, SCALE_TABLE
+from mlic_fast.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Name parts that a wrapper put in: DistributedDataParallel, torch.compile. No official name has such a part.
+_WRAPPERS = frozenset({"module", "_orig_mod"})
+
+# CompressAI 1.2.0b3 wrote `_matrix0`; before that, parameter lists were `_matrices.0`.
+_BOTTLENECK = re.compile(r"entropy_bottleneck\._(?:(matri|bia|facto)(?:x|s|r)|(matri|bias|facto)(?:ces|es|rs)\.)(\d)")
+_BOTTLENECK_PLURAL = {"matri": "matrices", "bia": "biases", "bias": "biases", "facto": "factors"}
+
+# CompressAI's own MLIC++ → official.
+_SLICE = r"latent_codec\.y\.latent_codec\.y(\d+)\."
+_COMPRESSAI = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"latent_codec\.(h_[as])\.", r"\1."),
+        (r"latent_codec\.z\.entropy_bottleneck\.", "entropy_bottleneck."),
+        (r"latent_codec\.y\.channel_context\.y(\d+)\.channel_part\.", r"channel_context.\1."),
+        (r"latent_codec\.y\.channel_context\.y(\d+)\.global_inter_part\.", r"global_inter_context.\1."),
+        (_SLICE + r"spatial_context_nonanchor\.", r"local_context.\1."),
+        (_SLICE + r"intra_channel_context_nonanchor\.", r"global_intra_context.\1."),
+        (_SLICE + r"((?:entropy_parameters|lrp)_(?:anchor|nonanchor))\.", r"\2.\1."),
+    )
+)
+_GAUSSIAN_COPY = re.compile(_SLICE + r"y\.(gaussian_conditional\..+)")
+
+
+def layout_of(state_dict: Mapping[str, Any]) -> Literal["official", "compressai"]:
+    """Whose names these are, wrappers aside: the authors' or those of CompressAI's own MLIC++.
+
+    Raises CheckpointError if a name is no string.
+    """
+    _check_names(state_dict)
+    return "compressai" if any(_unwrapped(name).startswith("latent_codec.") for name in state_dict) else "official"
+
+
+def official_names(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """The same tensors under official names; names that no rule knows are kept as they are.
+
+    Raises CheckpointError if two names become one, if a name is no string, or if the copies of the
+    Gaussian tables that CompressAI's layout keeps for each slice differ.
+    """
+    _check_names(state_dict)
+    result: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    copies: dict[str, list[tuple[str, Any]]] = {}
+    for name, value in state_dict.items():
+        plain = _unwrapped(name)
+        if copy := _GAUSSIAN_COPY.fullmatch(plain):
+            copies.setdefault(copy.group(2), []).append((name, value))
+            continue
+        official = _official(plain)
+        if official in result:
+            raise CheckpointError(
+                f"the weights hold {official} twice, as {origin[official]} and as {name}: "
+                "two models seem to have been saved in one dictionary; save one of them"
+            )
+        result[official], origin[official] = value, name
+    if copies:
+        _merge_gaussian_copies(copies, result)
+    return result
+
+
+def _check_names(state_dict: Mapping[Any, Any]) -> None:
+    strange = [name for name in state_dict if not isinstance(name, str)]
+    if strange:
+        raise CheckpointError(
+            f"a state dict maps names to tensors; here one key is {strange[0]!r}, a {type(strange[0]).__name__}"
+        )
+
+
+def _unwrapped(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def _official(name: str) -> str:
+    for pattern, replacement in _COMPRESSAI:
+        name, count = pattern.subn(replacement, name, count=1) if pattern.match(name) else (name, 0)
+        if count:
+            break
+    if match := _BOTTLENECK.fullmatch(name):
+        plural = _BOTTLENECK_PLURAL[match.group(1) or match.group(2)]
+        return f"entropy_bottleneck.{plural}.{match.group(3)}"
+    return name
+
+
+def _merge_gaussian_copies(copies: Mapping[str, list[tuple[str, Any]]], result: dict[str, Any]) -> None:
+    counts = Counter({name: len(values) for name, values in copies.items()})
+    if len(set(counts.values())) > 1:
+        few = min(counts, key=lambda name: counts[name])
+        raise CheckpointError(
+            f"CompressAI's layout keeps one gaussian_conditional for each slice; {few} is there "
+            f"{counts[few]} times, others {max(counts.values())} times: the file is incomplete"
+        )
+    for name, values in copies.items():
+        first_name, first = values[0]
+        for other_name, other in values[1:]:
+            if not _same(first, other):
+                advice = (
+                    "one stream cannot be coded with several tables; call update(force=True) on that model and save it"
+                    if name in (*GAUSSIAN_TABLES, SCALE_TABLE)
+                    else "MLIC++ has one Gaussian model for all slices"
+                )
+                raise CheckpointError(f"{first_name} and {other_name} differ: {advice}")
+        if name in result:
+            raise CheckpointError(f"the weights hold {name} twice, as itself and as {first_name}")
+        result[name] = first
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    import torch
+
+    if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor):
+        return False
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The native form of weights: a safetensors file that says which model it is.
+
+Its metadata has one key, "mlic_fast", with a JSON object (one key, so that the same weights make the same
+bytes): "format" (1), "name", "lmbda" (number or null), "metric" ("mse", "ms-ssim" or null), "config" (N, M,
+slice_num, context_window, variant), "fingerprint" (hex). Readers ignore keys that they do not
+know and refuse a larger "format". Tensors have official names; floats are float32, or float16 where
+`halved` says so; coding tables are int32 and always there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from mlic_fast.checkpoint.fingerprint import FINGERPRINT_SIZE, fingerprint
+from mlic_fast.checkpoint.shapes import Shape
+from mlic_fast.checkpoint.validate import check_finite, check_position_indexes, check_shapes, check_tables
+from mlic_fast.config import ModelConfig
+from mlic_fast.errors import CheckpointError, ConfigError
+from mlic_fast.files import write_whole
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Metric = Literal["mse", "ms-ssim"]
+
+SUFFIX = ".safetensors"
+FORMAT = 1
+MAX_NAME_LENGTH = 255
+
+_KEY = "mlic_fast"
+# The full model's header has 150 kB; safetensors itself allows 100 MB.
+_MAX_HEADER = 1 << 24
+# What the format allows in a dtype field and we can use.
+_DTYPES = frozenset({"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8"})
+
+
+@dataclass(frozen=True)
+class NativeHeader:
+    """What a native file says about its weights; nothing of it is checked against the tensors yet.
+
+    name: the model's name; lmbda: rate-distortion λ; metric: what it was trained for; config: the
+    model's shape; fingerprint: 32 bytes, see `checkpoint.fingerprint`; shapes: every tensor's.
+    """
+
+    name: str
+    config: ModelConfig
+    fingerprint: bytes
+    lmbda: float | None
+    metric: Metric | None
+    shapes: dict[str, Shape]
+
+
+def is_native(path: str | os.PathLike[str]) -> bool:
+    """Whether the file begins as a safetensors file does (of this package or not)."""
+    with Path(path).open("rb") as file:
+        start = file.read(9)
+    # a length of at most _MAX_HEADER, then JSON
+    return len(start) == 9 and int.from_bytes(start[:8], "little") <= _MAX_HEADER and start[8:] == b"{"
+
+
+def read_header(path: str | os.PathLike[str]) -> NativeHeader | None:
+    """Read what a native file says about itself, without torch; None for a safetensors file of others.
+
+    Raises CheckpointError if the header is damaged, of a newer format, or says something impossible,
+    and OSError if there is no such file.
+    """
+    path = Path(path)
+    header = _read_json_header(path)
+    metadata = header.pop("__metadata__", {})
+    text = metadata.get(_KEY) if isinstance(metadata, dict) else None
+    if text is None:
+        return None
+    if not isinstance(text, str):
+        raise CheckpointError(f"{path}: metadata {_KEY!r} is not a string; the file is damaged")
+    return _parse_metadata(
+        path, _parse_json(path, text), {name: _shape(path, name, entry) for name, entry in header.items()}
+    )
+
+
+def read_native(path: Path) -> tuple[dict[str, Tensor], NativeHeader | None]:
+    """Tensors as stored, and the header, None for a safetensors file of others. Raises CheckpointError."""
+    from safetensors import SafetensorError, safe_open
+
+    header = read_header(path)
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118 - no mapping
+    except (SafetensorError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path} is damaged or was not copied completely: {error}") from error
+
+
+def write_native(
+    path: str | os.PathLike[str],
+    state_dict: Mapping[str, Tensor],
+    config: ModelConfig,
+    *,
+    name: str,
+    lmbda: float | None = None,
+    metric: Metric | None = None,
+    half: bool = False,
+) -> NativeHeader:
+    """Write canonical weights (as `read_checkpoint` returns them) with their coding tables, whole or not at all.
+
+    half: store the weights of convolutions and linear layers in float16. The fingerprint is that of
+        what a reader gets, so it differs from the unrounded weights' one.
+    Raises CheckpointError for weights that would be refused on reading, OSError where the file cannot be written.
+    """
+    import torch
+    from safetensors.torch import save
+
+    _check_labels(name, lmbda, metric)
+    check_shapes({key: tuple(tensor.shape) for key, tensor in state_dict.items()}, config)
+    check_finite(state_dict)
+    check_position_indexes(state_dict, config)
+    check_tables(state_dict, config)
+    stored = {}
+    for key, tensor in state_dict.items():
+        kept = tensor.detach().to("cpu").contiguous()
+        if half and halved(key, tensor):
+            kept = kept.to(torch.float16)
+            if not bool(kept.isfinite().all()):
+                raise CheckpointError(f"{key} reaches {tensor.abs().max().item():g}, too large for half precision")
+        stored[key] = kept
+    loaded = {key: value.float() if value.dtype == torch.float16 else value for key, value in stored.items()}
+    header = NativeHeader(
+        name, config, fingerprint(loaded), lmbda, metric, {key: tuple(value.shape) for key, value in stored.items()}
+    )
+    text = json.dumps(
+        {
+            "format": FORMAT,
+            "name": name,
+            "lmbda": lmbda,
+            "metric": metric,
+            "config": asdict(config),
+            "fingerprint": header.fingerprint.hex(),
+        }
+    )
+    write_whole(path, save(stored, metadata={_KEY: text}))
+    return header
+
+
+def halved(name: str, tensor: Tensor) -> bool:
+    """Whether `half` applies: to weights of convolutions and linear layers and to nothing else."""
+    return name.endswith(".weight") and tensor.dim() >= 2  # GDN's are called gamma, a norm's have one dimension
+
+
+def check_name(name: str) -> None:
+    """Raise CheckpointError unless the name can go into files: 1 to 255 bytes of UTF-8, printable, no slashes."""
+    size = len(name.encode(errors="replace"))
+    if not 1 <= size <= MAX_NAME_LENGTH or not name.isprintable() or set(name) & {"/", "\\"} or name.strip() != name:
+        raise CheckpointError(
+            f"{name[:80]!r} cannot be a model's name: 1 to {MAX_NAME_LENGTH} bytes, printable, without slashes or "
+            "spaces around"
+        )
+
+
+def _check_labels(name: str, lmbda: float | None, metric: str | None) -> None:
+    check_name(name)
+    if lmbda is not None and not (math.isfinite(lmbda) and lmbda > 0):
+        raise CheckpointError(f"λ must be a positive number, not {lmbda!r}")
+    if metric is not None and metric not in get_args(Metric):
+        raise CheckpointError(f"metric must be one of {', '.join(get_args(Metric))}, not {metric!r}")
+
+
+def _read_json_header(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or not 2 <= length <= min(_MAX_HEADER, size - 8):
+            raise CheckpointError(f"{path} is no safetensors file, or was not copied completely ({size} bytes)")
+        data = file.read(length)
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path}: its header is not UTF-8; the file is damaged") from error
+    return _parse_json(path, text)
+
+
+def _parse_json(path: Path, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: its header is no JSON ({error}); the file is damaged") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(
+            f"{path}: its header is a JSON {type(value).__name__}, not an object; the file is damaged"
+        )
+    return value
+
+
+def _shape(path: Path, name: str, entry: Any) -> Shape:
+    shape = entry.get("shape") if isinstance(entry, dict) else None
+    if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
+        raise CheckpointError(f"{path}: the header gives no shape for {name}; the file is damaged")
+    if entry.get("dtype") not in _DTYPES:
+        raise CheckpointError(f"{path}: {name} has dtype {entry.get('dtype')!r}, which weights cannot have")
+    return tuple(shape)
+
+
+def _parse_metadata(path: Path, values: dict[str, Any], shapes: dict[str, Shape]) -> NativeHeader:
+    version = values.get("format")
+    if type(version) is not int or version < 1:
+        raise CheckpointError(f"{path}: metadata {_KEY!r} has no format number; the file is damaged")
+    if version > FORMAT:
+        raise CheckpointError(
+            f"{path} has format {version}, this release reads up to {FORMAT}: a newer one wrote it, update mlic-fast"
+        )
+    name, lmbda, metric = values.get("name"), values.get("lmbda"), values.get("metric")
+    if not isinstance(name, str) or not (lmbda is None or type(lmbda) in (int, float)):
+        raise CheckpointError(f"{path}: name {name!r} or λ {lmbda!r} is of the wrong type; the file is damaged")
+    try:
+        lmbda = None if lmbda is None else float(lmbda)
+        _check_labels(name, lmbda, metric)
+        digest = bytes.fromhex(values["fingerprint"])
+        config = ModelConfig.from_object(values["config"])
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except (ConfigError, KeyError, TypeError, ValueError, OverflowError) as error:
+        raise CheckpointError(f"{path}: its metadata cannot be used ({error}); the file is damaged") from error
+    if len(digest) != FINGERPRINT_SIZE:
+        raise CheckpointError(f"{path}: its fingerprint has {len(digest)} bytes, not {FINGERPRINT_SIZE}")
+    return NativeHeader(name, config, digest, lmbda, metric, shapes)

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights written by torch.save: read as data, never as code.
+
+`torch.load(weights_only=True)` builds tensors, numbers and dictionaries and refuses everything
+else; there is no way round it here. Around it stand the checks that it lacks: entries' checksums,
+compressed entries (a small file could ask for any amount of memory), tensors larger than the file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlic_fast.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Tensors of a state dict may share memory (CompressAI's layout holds tables once for each slice);
+# beyond this many bytes more than the file has, something is wrong.
+_SHARED_BYTES = 1 << 26
+
+
+def read_pickle(path: Path, *, zipped: bool) -> dict[str, Tensor]:
+    """Tensors of the state dict in a torch.save file, under the names and dtypes of the file, on the CPU.
+
+    The file holds a state dict, or a dictionary with one under "state_dict" (what else is in there,
+    optimizers for example, is left alone). Tensors may be views of the mapped file: copy what is kept.
+    Raises CheckpointError if it is damaged, holds anything but data, or no state dict.
+    """
+    if zipped:
+        _check_entries(path)
+    loaded = _load(path, mapped=zipped)
+    state_dict = loaded
+    if isinstance(loaded, Mapping) and "state_dict" in loaded:
+        state_dict = loaded["state_dict"]
+    if not isinstance(state_dict, Mapping) or not state_dict:
+        raise CheckpointError(f"{path} holds {_kind(state_dict)} where a state dict should be")
+    return _tensors(state_dict, path)
+
+
+def _check_entries(path: Path) -> None:
+    """All entries are stored plainly and whole. torch.load itself does not compare checksums."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            packed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
+            if packed:
+                raise CheckpointError(
+                    f"{path}: entry {packed[0]} is compressed, which torch.save never does; unpack it and load "
+                    "and save it with torch again"
+                )
+            if sum(entry.file_size for entry in entries) > path.stat().st_size:
+                raise CheckpointError(f"{path}: its entries are larger than the file; it is damaged")
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged or was not downloaded completely: {error}") from error
+    if damaged is not None:
+        raise CheckpointError(
+            f"{path} is damaged: the checksum of entry {damaged} does not match its contents; get the file again"
+        )
+
+
+def _load(path: Path, *, mapped: bool) -> Any:
+    import pickle
+
+    import torch
+
+    try:
+        with warnings.catch_warnings():
+            # about storage classes of the file, which its writer chose, not the reader
+            warnings.simplefilter("ignore")
+            return torch.load(os.fspath(path), map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(_refusal(path, str(error))) from error
+    except MemoryError as error:
+        raise CheckpointError(f"{path} asks for more memory than there is; it is damaged") from error
+    # Anything at all can come out of an unpickler that is fed a damaged file.
+    except Exception as error:
+        text = str(error).strip().splitlines()
+        reason = f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__
+        raise CheckpointError(
+            f"{path} cannot be read as a PyTorch file ({reason}); it is damaged or of another kind"
+        ) from error
+
+
+def _refusal(path: Path, message: str) -> str:
+    found = re.search(r"GLOBAL ([\w.]+)", message)
+    if found is None:
+        first = message.strip().splitlines()[0] if message.strip() else "no reason given"
+        return f"{path} is no PyTorch file that can be read safely: {first[:300]}"
+    return (
+        f"{path} holds a Python object, {found.group(1)}, beside its tensors. Reading such a file can run code, so "
+        "it is refused. If you trust where it comes from, save its state dict alone: torch.save("
+        f"torch.load({path.name!r}, map_location='cpu', weights_only=False)['state_dict'], 'weights.pth')"
+    )
+
+
+def _tensors(state_dict: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
+    import torch
+
+    total = 0
+    for name, value in state_dict.items():
+        if not isinstance(value, torch.Tensor):
+            raise CheckpointError(
+                f"{path}: {name!r} is {_kind(value)}, not a tensor: this is no state dict; "
+                f"its keys begin with {', '.join(map(repr, list(state_dict)[:6]))}"
+            )
+        if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+            raise CheckpointError(f"{path}: {name!r} is a {value.layout} tensor on {value.device}, not a plain one")
+        total += value.numel() * value.element_size()
+    size = path.stat().st_size
+    if total > size + _SHARED_BYTES:
+        raise CheckpointError(
+            f"{path}: its tensors would take {total:,} bytes, more than the {size:,} of the file; "
+            "it is damaged or hostile"
+        )
+    return dict(state_dict)
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "an empty dictionary" if not value else f"a dictionary ({', '.join(map(repr, list(value)[:6]))} …)"
+    return f"a {type(value).__name__}"

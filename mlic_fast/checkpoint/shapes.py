@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which tensors a model of a given configuration has, and which configuration given tensors have.
+
+Nothing here builds a network or imports torch: a file is recognised, and refused if need be,
+from its names and shapes alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+
+from mlic_fast.config import ModelConfig
+from mlic_fast.errors import CheckpointError, ConfigError
+
+Shape = tuple[int, ...]
+
+# Coding tables: empty until update() fills them, so their shapes do not follow from the configuration.
+BOTTLENECK_TABLES = tuple(f"entropy_bottleneck.{name}" for name in ("_offset", "_quantized_cdf", "_cdf_length"))
+GAUSSIAN_TABLES = tuple(f"gaussian_conditional.{name}" for name in ("_offset", "_quantized_cdf", "_cdf_length"))
+SCALE_TABLE = "gaussian_conditional.scale_table"
+TABLES = frozenset((*BOTTLENECK_TABLES, *GAUSSIAN_TABLES, SCALE_TABLE))
+
+Entries = Iterator[tuple[str, Shape]]
+
+
+def expected_shapes(config: ModelConfig) -> dict[str, Shape]:
+    """Every name and shape of the model's state dict, in its order; coding tables as (0,), not yet computed."""
+    return dict(_model(config))
+
+
+def is_position_index(name: str) -> bool:
+    """Whether the tensor is a local context's constant index table (int64, fixed by the window alone)."""
+    return name.endswith(".relative_position_index")
+
+
+def infer_config(shapes: Mapping[str, Shape]) -> ModelConfig:
+    """Find N, M, slice_num, context_window and variant in canonical names and shapes.
+
+    Only the telling tensors are looked at; whether all the others fit is `validate`'s question.
+    Raises CheckpointError if these are not the tensors of an MLIC++ model.
+    """
+    slices = {
+        int(m.group(1)) for name in shapes if (m := re.fullmatch(r"local_context\.(\d{1,4})\.fusion\.weight", name))
+    }
+    if slices != set(range(len(slices))) or not slices:
+        found = f"slices {sorted(slices)[:20]}" if slices else "none"
+        raise CheckpointError(
+            f"these are not the weights of an MLIC++ model: its local contexts (local_context.0 …) are numbered "
+            f"from 0 without gaps, here there are {found}; the names begin with {_some(sorted(shapes))}"
+        )
+    window = _dimension(shapes, "local_context.0.fusion.weight", 4, 3)
+    # M = N leaves no other trace of the old synthesis transform; the old residual prediction has one layer more.
+    old = "lrp_anchor.0.lrp_transform.6.weight" in shapes
+    try:
+        return ModelConfig(
+            N=_dimension(shapes, "g_a.analysis_transform.0.conv1.weight", 4, 0),
+            M=_dimension(shapes, "g_a.analysis_transform.6.weight", 4, 0),
+            slice_num=len(slices),
+            context_window=window,
+            variant="old" if old else "new",
+        )
+    except ConfigError as error:
+        raise CheckpointError(f"the shapes of these weights make no valid MLIC++ model: {error}") from error
+
+
+def _dimension(shapes: Mapping[str, Shape], name: str, rank: int, axis: int) -> int:
+    shape = shapes.get(name)
+    if shape is None:
+        raise CheckpointError(
+            f"these are not the weights of an MLIC++ model: {name} is missing; the names begin with "
+            f"{_some(sorted(shapes))}"
+        )
+    if len(shape) != rank:
+        raise CheckpointError(f"{name} has shape {list(shape)}, it must have {rank} dimensions")
+    return shape[axis]
+
+
+def _some(names: list[str]) -> str:
+    return (", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")) or "nothing"
+
+
+def _model(config: ModelConfig) -> Entries:
+    n, m, c = config.N, config.M, config.slice_width
+    yield from _entropy_bottleneck(n)
+    yield from _under("g_a.analysis_transform", _analysis(n, m))
+    yield from _under("g_s.synthesis_transform", _synthesis(n, m, old=config.variant == "old"))
+    yield from _under("h_a.reduction", _convs((m, n, n, n, n, n), 3))
+    yield from _under("h_s.increase", _hyper_synthesis(n, m))
+    yield from _gaussian_conditional()
+    slices = range(config.slice_num)
+    for i in slices:
+        yield from _under(f"local_context.{i}", _local_context(c, config.context_window))
+    for i in slices[1:]:
+        yield from _under(f"channel_context.{i}.fushion", _convs((i * c, 192, 128, 4 * c), 3))
+    for i in slices[1:]:
+        yield from _under(f"global_inter_context.{i}", _global_context(i * c, c, inter=True))
+    for i in slices[1:]:
+        yield from _under(f"global_intra_context.{i}", _global_context(c, c, inter=False))
+    for name in ("anchor", "nonanchor"):
+        for i in slices:
+            width = 2 * m + (6 * c if i else 0)  # hyper-parameters; inter 2C and channel 4C from decoded slices
+            if name == "nonanchor":
+                width += 4 * c if i else 2 * c  # local 2C, intra 2C
+            yield from _under(f"entropy_parameters_{name}.{i}.fusion", _convs((width, 320, 256, 128, 2 * c), 1))
+    for name in ("anchor", "nonanchor"):
+        for i in slices:
+            d = m + i * c
+            width = d + c
+            old_widths = (width, width - d // 4, width - d // 2, width - d * 3 // 4, c)
+            widths = old_widths if config.variant == "old" else (width, 224, 128, c)
+            yield from _under(f"lrp_{name}.{i}.lrp_transform", _convs(widths, 3))
+
+
+def _under(prefix: str, entries: Entries) -> Entries:
+    return ((f"{prefix}.{name}", shape) for name, shape in entries)
+
+
+def _conv(name: str, inputs: int, outputs: int, kernel: int) -> Entries:
+    yield f"{name}.weight", (outputs, inputs, kernel, kernel)
+    yield f"{name}.bias", (outputs,)
+
+
+def _convs(widths: tuple[int, ...], kernel: int) -> Entries:
+    """Convolutions with an activation between: only even positions have parameters."""
+    for k, (inputs, outputs) in enumerate(pairwise(widths)):
+        yield from _conv(str(2 * k), inputs, outputs, kernel)
+
+
+def _linear(name: str, inputs: int, outputs: int) -> Entries:
+    yield f"{name}.weight", (outputs, inputs)
+    yield f"{name}.bias", (outputs,)
+
+
+def _norm(name: str, width: int) -> Entries:
+    yield f"{name}.weight", (width,)
+    yield f"{name}.bias", (width,)
+
+
+def _gdn(name: str, width: int) -> Entries:
+    yield f"{name}.beta", (width,)
+    yield f"{name}.gamma", (width, width)
+    for parameter in ("beta", "gamma"):
+        yield f"{name}.{parameter}_reparam.pedestal", (1,)
+        yield f"{name}.{parameter}_reparam.lower_bound.bound", (1,)
+
+
+def _block(name: str, inputs: int, outputs: int) -> Entries:
+    yield from _conv(f"{name}.conv1", inputs, outputs, 3)
+    yield from _conv(f"{name}.conv2", outputs, outputs, 3)
+    if inputs != outputs:
+        yield from _conv(f"{name}.skip", inputs, outputs, 1)
+
+
+def _strided_block(name: str, inputs: int, outputs: int) -> Entries:
+    yield from _conv(f"{name}.conv1", inputs, outputs, 3)
+    yield from _conv(f"{name}.conv2", outputs, outputs, 3)
+    yield from _gdn(f"{name}.gdn", outputs)
+    yield from _conv(f"{name}.skip", inputs, outputs, 1)
+
+
+def _upsampling_block(name: str, inputs: int, outputs: int) -> Entries:
+    yield from _conv(f"{name}.subpel_conv.0", inputs, 4 * outputs, 3)
+    yield from _conv(f"{name}.conv", outputs, outputs, 3)
+    yield from _gdn(f"{name}.igdn", outputs)
+    yield from _conv(f"{name}.upsample.0", inputs, 4 * outputs, 3)
+
+
+def _analysis(n: int, m: int) -> Entries:
+    for k, inputs in enumerate((3, n, n)):
+        yield from _strided_block(str(2 * k), inputs, n)
+        yield from _block(str(2 * k + 1), n, n)
+    yield from _conv("6", n, m, 3)
+
+
+def _synthesis(n: int, m: int, *, old: bool) -> Entries:
+    first = n if old else m
+    yield from _block("0", m, first)
+    for k, inputs in enumerate((first, n, n)):
+        yield from _upsampling_block(str(2 * k + 1), inputs, n)
+        yield from _block(str(2 * k + 2), n, n)
+    yield from _conv("7.0", n, 3 * 4, 3)
+
+
+def _hyper_synthesis(n: int, m: int) -> Entries:
+    wide = m * 3 // 2
+    yield from _conv("0", n, m, 3)
+    yield from _conv("2.0", m, 4 * m, 3)
+    yield from _conv("4", m, wide, 3)
+    yield from _conv("6.0", wide, 4 * wide, 3)
+    yield from _conv("8", wide, 2 * m, 3)
+
+
+def _entropy_bottleneck(n: int) -> Entries:
+    prefix = "entropy_bottleneck"
+    yield f"{prefix}.quantiles", (n, 1, 3)
+    yield from ((name, (0,)) for name in BOTTLENECK_TABLES)
+    yield f"{prefix}.target", (3,)
+    yield f"{prefix}.likelihood_lower_bound.bound", (1,)
+    filters = (1, 3, 3, 3, 3, 1)
+    layers = list(pairwise(filters))
+    for k, (inputs, outputs) in enumerate(layers):
+        yield f"{prefix}.matrices.{k}", (n, outputs, inputs)
+    for k, (_, outputs) in enumerate(layers):
+        yield f"{prefix}.biases.{k}", (n, outputs, 1)
+    for k, (_, outputs) in enumerate(layers[:-1]):
+        yield f"{prefix}.factors.{k}", (n, outputs, 1)
+
+
+def _gaussian_conditional() -> Entries:
+    prefix = "gaussian_conditional"
+    yield from ((name, (0,)) for name in (*GAUSSIAN_TABLES, SCALE_TABLE))
+    yield f"{prefix}.scale_bound", (1,)
+    yield f"{prefix}.likelihood_lower_bound.bound", (1,)
+    yield f"{prefix}.lower_bound_scale.bound", (1,)
+
+
+def _local_context(c: int, window: int) -> Entries:
+    heads = 2
+    yield "relative_position_table", ((2 * window - 1) ** 2, heads)
+    yield "relative_position_index", (window**2, window**2)
+    yield from _linear("qkv_proj", c, 3 * c)
+    yield from _linear("proj", 2 * c, 2 * c)
+    yield from _linear("mlp.fc1", 2 * c, 4 * c)
+    yield from _linear("mlp.fc2", 4 * c, 2 * c)
+    yield from _norm("norm1", c)
+    yield from _norm("norm2", 2 * c)
+    yield from _conv("fusion", c, 2 * c, window)
+
+
+def _global_context(width: int, c: int, *, inter: bool) -> Entries:
+    for name in ("keys", "queries", "values"):
+        yield from _conv(f"{name}.0", width, width, 1)
+        yield from _conv(f"{name}.1", 1, width, 3)  # depth-wise
+    inner = 3 * c if inter else 2 * c
+    yield from _conv("reprojection", width, inner, 5)
+    yield from _conv("mlp.0", inner, 4 * c, 1)
+    yield from _conv("mlp.2", 1, 4 * c, 3)  # depth-wise
+    yield from _conv("mlp.4", 4 * c, 2 * c, 1)
+    if inter:
+        yield from _conv("skip", inner, 2 * c, 1)

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finding weights by name, path and fingerprint; the bundled weights and photograph."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from importlib import resources
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoint_samples import CONFIGS, one_thread, weights
+
+from mlic_fast import registry
+from mlic_fast.checkpoint import fingerprint, read_checkpoint, write_native
+from mlic_fast.config import ModelConfig
+from mlic_fast.errors import CheckpointError, WrongWeightsError
+
+__all__ = ["one_thread"]
+
+BUNDLED = "32e1d482461a989ab4c71cec0931c2967dcf3b5ca682b582fa937b71437b797b"
+
+
+@pytest.fixture(autouse=True)
+def no_other_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(registry.ENVIRONMENT, raising=False)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """MLIC_FAST_MODELS with a native file, an official one, a broken one and things that are no weights."""
+    models = tmp_path / "models"
+    models.mkdir()
+    write_native(models / "x.safetensors", weights("old"), CONFIGS["old"], name="my-model", lmbda=0.1, metric="mse")
+    torch.save({"state_dict": weights("new")}, models / "mlicpp_mse_q5_2960000.pth.tar")
+    (models / "broken.pth").write_bytes(b"broken")
+    (models / "notes.txt").write_text("no weights")
+    (models / "sub.pth").mkdir()
+    monkeypatch.setenv(registry.ENVIRONMENT, os.pathsep.join([str(models), "", str(tmp_path / "nowhere")]))
+    return models
+
+
+def test_bundled_weights() -> None:
+    path = registry.resolve("mlicpp-small")
+    checkpoint = read_checkpoint(path)
+    assert checkpoint.config == ModelConfig(N=64, M=96, slice_num=3, variant="new")
+    assert (checkpoint.name, checkpoint.lmbda, checkpoint.metric) == ("mlicpp-small", 0.0067, "mse")
+    assert checkpoint.tables_saved
+    assert checkpoint.fingerprint.hex() == BUNDLED
+    assert 20e6 < path.stat().st_size < 23e6
+    card = path.with_name("LICENSES.md").read_text()
+    assert BUNDLED in card
+    assert len(re.findall(r"^\| .+\.(?:jpg|png) \|", card, re.MULTILINE)) == 56
+
+    model = registry.find(registry.DEFAULT_MODEL)
+    assert (model.name, model.path, model.origin) == ("mlicpp-small", path, "bundled")
+    assert model.fingerprint == checkpoint.fingerprint
+    assert registry.find_by_fingerprint(bytes.fromhex(BUNDLED)[:8], "whatever it is called") == model
+    assert registry.available().models == (model,)
+
+
+def test_bundled_photograph() -> None:
+    path = Path(str(resources.files("mlic_fast") / "data" / "coffee.png"))
+    content = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert content == "cc02f8ca188b167c775a7101b5d767d1e71792cf762c33d6fa15a4599b5a8de7"
+    assert "CC0" in path.with_name("LICENSES.md").read_text()
+
+
+def test_by_name(folder: Path) -> None:
+    assert registry.resolve("my-model") == folder / "x.safetensors"
+    assert registry.resolve("x") == folder / "x.safetensors"
+    assert registry.resolve("mlicpp_mse_q5_2960000") == folder / "mlicpp_mse_q5_2960000.pth.tar"
+    model = registry.find("my-model")
+    assert (model.origin, model.config, model.lmbda) == ("MLIC_FAST_MODELS", CONFIGS["old"], 0.1)
+    with pytest.raises(WrongWeightsError, match=r"called 'mine'; at hand are mlicpp-small, .*my-model.*nowhere"):
+        registry.resolve("mine")
+
+
+def test_by_path(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = folder / "x.safetensors"
+    assert registry.resolve(path) == registry.resolve(str(path)) == path
+    monkeypatch.chdir(folder)
+    assert registry.resolve("x.safetensors") == Path("x.safetensors")
+    for missing in ("nowhere/x", "y.pth.tar", tmp_path / "my-model"):
+        with pytest.raises(FileNotFoundError, match="there is no weights file"):
+            registry.resolve(missing)
+    monkeypatch.setenv("HOME", str(folder))
+    assert registry.resolve("~/x.safetensors") == path
+    monkeypatch.delenv(registry.ENVIRONMENT)
+    assert registry.find(path).origin == "path"
+    with pytest.raises(CheckpointError, match="PyTorch"):
+        registry.find(folder / "broken.pth")
+
+
+def test_a_file_does_not_hide_a_bundled_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mlicpp-small").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    assert registry.resolve("mlicpp-small").parent == registry.bundled_folder()
+    assert registry.resolve("./mlicpp-small") == Path("mlicpp-small")
+
+
+def test_by_fingerprint(folder: Path) -> None:
+    for variant, name in (("old", "x.safetensors"), ("new", "mlicpp_mse_q5_2960000.pth.tar")):
+        digest = fingerprint(weights(variant))
+        for length in (4, 8, 32):
+            assert registry.find_by_fingerprint(digest[:length]).path == folder / name
+    with pytest.raises(WrongWeightsError) as caught:
+        registry.find_by_fingerprint(b"\x01\x02\x03\x04\x05\x06\x07\x08", "mlicpp_mse_q6")
+    message = str(caught.value)
+    for part in (
+        "'mlicpp_mse_q6', fingerprint 0102030405060708",
+        "mlicpp-small (32e1d482461a989a",
+        f"my-model ({fingerprint(weights('old')).hex()[:16]}",
+        f"mlicpp_mse_q5_2960000 ({fingerprint(weights('new')).hex()[:16]}",
+        "broken.pth",
+        "nowhere",
+        "MLIC_FAST_MODELS",
+    ):
+        assert part in message
+    with pytest.raises(WrongWeightsError, match="3 bytes of a fingerprint"):
+        registry.find_by_fingerprint(b"abc")
+
+
+def test_available_lists_models_and_problems(folder: Path, tmp_path: Path) -> None:
+    listing = registry.available()
+    assert [model.name for model in listing.models] == ["mlicpp-small", "mlicpp_mse_q5_2960000", "my-model"]
+    assert {path for path, _ in listing.problems} == {folder / "broken.pth", tmp_path / "nowhere"}
+
+
+def test_files_are_read_again_only_after_a_change(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+
+    def counting(path: Path) -> object:
+        read.append(path)
+        return read_checkpoint(path)
+
+    monkeypatch.setattr(registry, "read_checkpoint", counting)
+    first, second = registry.available(), registry.available()
+    assert first == second
+    assert sorted(path.name for path in read) == ["broken.pth", "mlicpp_mse_q5_2960000.pth.tar"]
+    torch.save({"state_dict": weights("old")}, folder / "broken.pth")
+    assert len(registry.available().models) == 4
+    assert len(read) == 3
+
+
+def test_single_files_and_duplicates(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = str(folder / "x.safetensors")
+    monkeypatch.setenv(registry.ENVIRONMENT, os.pathsep.join([file, file]))
+    assert [model.name for model in registry.available().models] == ["mlicpp-small", "my-model"]
