@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What several subcommands share: "-" for standard input and output, model options, progress, reports."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlic_fast.errors import LimitError, MlicError
+from mlic_fast.files import write_whole
+
+if TYPE_CHECKING:
+    from mlic_fast.evaluate.metrics import Quality
+
+STANDARD_STREAM = "-"
+
+# A compressed file larger than this is none: the default pixel limit at 24 bits a pixel is 270 MB.
+MAX_INPUT_BYTES = 2**30
+
+# Work that takes longer shows that it is going on.
+_QUIET_SECONDS = 1.0
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """--model, --device and --threads."""
+    parser.add_argument("--model", metavar="NAME|FILE", help="weights: a bundled model's name or a checkpoint's path")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto (default: CUDA if there is any)")
+    parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: PyTorch's)")
+
+
+def add_json_argument(parser: argparse.ArgumentParser) -> None:
+    """--json."""
+    parser.add_argument("--json", action="store_true", help="report as one JSON object")
+
+
+def set_threads(options: argparse.Namespace) -> None:
+    """Do what --threads says."""
+    if options.threads is not None:
+        import torch
+
+        torch.set_num_threads(options.threads)
+
+
+def read_input(name: str) -> bytes:
+    """Contents of the file of that name, or of standard input for "-". Raises OSError, LimitError."""
+    if name == STANDARD_STREAM:
+        data = sys.stdin.buffer.read(MAX_INPUT_BYTES + 1)
+    else:
+        with Path(name).open("rb") as file:
+            data = file.read(MAX_INPUT_BYTES + 1)
+    if len(data) > MAX_INPUT_BYTES:
+        raise LimitError(f"{name} is larger than {MAX_INPUT_BYTES:,} bytes: no compressed picture is")
+    return data
+
+
+def write_output(name: str, data: bytes) -> None:
+    """Write a file whole or not at all, or to standard output for "-". Raises OSError."""
+    if name != STANDARD_STREAM:
+        write_whole(name, data)
+        return
+    if sys.stdout.isatty():
+        raise MlicError("binary data is not written to a terminal: redirect it, or name a file with -o")
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+
+
+def report(options: argparse.Namespace, facts: Mapping[str, Any], text: str) -> None:
+    """Print the facts as JSON or as text; on standard error where standard output carries the data."""
+    stream = sys.stderr if getattr(options, "output", None) == STANDARD_STREAM else sys.stdout
+    print(json.dumps(facts) if options.json else text, file=stream)
+
+
+@contextmanager
+def progress(what: str) -> Iterator[None]:
+    """Show on standard error, if it is a terminal, that something long is going on, and for how long."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from tqdm import tqdm
+
+    done = threading.Event()
+
+    def show() -> None:
+        if done.wait(_QUIET_SECONDS):
+            return
+        with tqdm(bar_format="{desc} … {elapsed}", desc=what, leave=False, initial=0) as bar:
+            while not done.wait(0.2):
+                bar.refresh()
+
+    thread = threading.Thread(target=show, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _positive(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return value
+
+
+def finite(value: float) -> float | None:
+    """The value, or None where JSON has no word for it (the PSNR of equal pictures is infinite)."""
+    return value if value not in (float("inf"), float("-inf")) else None
+
+
+def similarity_text(ms_ssim: float | None) -> str:
+    """MS-SSIM as people read it."""
+    return "not defined for so small a picture" if ms_ssim is None else f"{ms_ssim:.4f}"
+
+
+def quality_lines(quality: Quality) -> list[str]:
+    """Lines of a report about a decoded picture."""
+    return [
+        f"PSNR {quality.psnr:.2f} dB, MS-SSIM {similarity_text(quality.ms_ssim)}",
+        f"as the official test computes them (truncated): PSNR {quality.psnr_official:.2f} dB, "
+        f"MS-SSIM {similarity_text(quality.ms_ssim_official)}",
+    ]

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`mlic-fast doctor`: versions, devices, weights, and which backends are in use and why."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.metadata
+import os
+import platform
+from typing import Any
+
+import mlic_fast
+from mlic_fast.cli import common
+
+DESCRIPTION = "Say what is installed, which devices and weights are there, and which backends are in use and why."
+
+_PACKAGES = ("torch", "compressai", "numpy", "pillow", "safetensors", "triton", "tqdm")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of this subcommand."""
+    common.add_json_argument(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Look around and report."""
+    facts: dict[str, Any] = {
+        "mlic_fast": mlic_fast.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "extensions": {name: _extension(name) for name in ("_range_coder",)},
+        "devices": _devices(),
+        "backend": _backend(),
+        "models": _models(),
+    }
+    lines = [f"mlic-fast {facts['mlic_fast']}, Python {facts['python']} on {facts['system']}"]
+    for title in ("packages", "extensions", "devices", "backend", "models"):
+        lines += [f"{title}:", *(f"  {name}: {value}" for name, value in facts[title].items())]
+    common.report(options, facts, "\n".join(lines))
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _extension(name: str) -> str:
+    try:
+        module = importlib.import_module(f"mlic_fast.{name}")
+    except ImportError as error:
+        return f"missing ({error}): install with `pip install .` and a C++ compiler"
+    return str(module.__file__)
+
+
+def _devices() -> dict[str, str]:
+    import torch
+
+    devices = {"cpu": f"{os.cpu_count()} processors, PyTorch uses {torch.get_num_threads()} threads"}
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(index)
+            devices[f"cuda:{index}"] = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+    else:
+        built = torch.version.cuda or torch.version.hip
+        devices["cuda"] = "none that PyTorch can use" if built else "none: this PyTorch is built without CUDA"
+    return devices
+
+
+def _backend() -> dict[str, str]:
+    return {"torch": "in use on every device: the plain PyTorch operators; it is the only backend of this release"}
+
+
+def _models() -> dict[str, str]:
+    from mlic_fast.registry import available
+
+    listing = available()
+    models = {
+        model.name: f"{model.fingerprint.hex()[:16]}, N={model.config.N}, M={model.config.M}, "
+        f"{model.config.slice_num} slices, {model.config.variant}, {model.origin}: {model.path}"
+        for model in listing.models
+    }
+    return models | {str(path): f"not usable: {problem}" for path, problem in listing.problems}

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`mlic-fast`: finds the subcommand, runs it, and turns errors into messages and exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+import mlic_fast
+from mlic_fast import errors
+
+# subcommand → (module of mlic_fast.cli, line of help)
+_COMMANDS = {
+    "encode": ("encode", "compress a picture to a file"),
+    "decode": ("decode", "decompress a file to a picture"),
+    "info": ("info", "say what a compressed file holds"),
+    "demo": ("demo", "compress and decompress a bundled photograph"),
+    "convert": ("convert", "convert a checkpoint to the native format"),
+    "doctor": ("doctor", "say what is installed, and what is used and why"),
+}
+
+# The first that fits counts.
+_EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
+    (errors.WrongWeightsError, 6),
+    (errors.CheckpointError, 6),
+    (errors.LimitError, 8),
+    (errors.BitstreamError, 5),
+    (errors.ImageError, 4),
+    (errors.NonFiniteError, 6),
+    (errors.DeviceError, 7),
+    (errors.BackendError, 7),
+    (MemoryError, 7),
+    (errors.MlicError, 2),
+    (OSError, 3),
+)
+
+_EPILOG = """exit codes:
+  0  done
+  1  an error of the program itself: please report it
+  2  the command line is wrong
+  3  a file is missing, or cannot be read or written
+  4  not a picture, or of a kind that is not supported
+  5  not a compressed file, or a damaged one
+  6  wrong, missing or damaged weights
+  7  no such device, or out of memory
+  8  larger than the limit
+  130  interrupted (143: terminated)
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line's parser."""
+    parser = argparse.ArgumentParser(
+        prog="mlic-fast",
+        description="Learned image compression with MLIC++.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"mlic-fast {mlic_fast.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (module_name, summary) in _COMMANDS.items():
+        module = importlib.import_module(f"mlic_fast.cli.{module_name}")
+        command = commands.add_parser(name, help=summary, description=module.DESCRIPTION)
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code. `arguments`: without the program's name; None: sys.argv's."""
+    options = build_parser().parse_args(arguments)
+    # A terminated process cleans up after itself as an interrupted one does.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        options.run(options)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("mlic-fast: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # whoever read our output has gone; the interpreter would complain once more when it flushes
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 3
+    except (errors.MlicError, OSError, MemoryError) as error:
+        print(f"mlic-fast {options.command}: {_message(error)}", file=sys.stderr)
+        return next(code for kind, code in _EXIT_CODES if isinstance(error, kind))
+    return 0
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, MemoryError):
+        return "out of memory: use a smaller picture"
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__

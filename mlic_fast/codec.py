@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From picture to bytes and back: the whole path, each step one call."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from mlic_fast.bitstream import container, official, sniff
+from mlic_fast.checkpoint import fingerprint
+from mlic_fast.device import memory_errors, resolve_device
+from mlic_fast.errors import DeviceError, WrongWeightsError
+from mlic_fast.image import Mode, Padding, crop, open_image, pad_to_64, to_picture, to_tensor
+from mlic_fast.limits import Limits
+from mlic_fast.model import MLICPlusPlus
+from mlic_fast.registry import DEFAULT_MODEL, find_by_fingerprint, resolve
+from mlic_fast.remember import Remembered
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+FileFormat = Literal["mlic", "official"]
+Model = MLICPlusPlus | str | PathLike[str] | None
+
+_fingerprints: Remembered[bytes] = Remembered()
+
+
+def encode(
+    image: Any,
+    model: Model = None,
+    *,
+    device: str | torch.device | None = None,
+    format: FileFormat = "mlic",
+    limits: Limits | None = None,
+) -> bytes:
+    """Compress a picture.
+
+    image: path, PIL image, bytes of an image file, or uint8 array or tensor [H, W, 3] or [H, W].
+    model: a model, or the name or path of one; None: the bundled demonstration model.
+    device: where a named model runs; None: the first CUDA device, or else the CPU. A model that is
+        handed in runs where it is.
+    format: "mlic", or "official" for the layout of the official test script.
+    limits: what the picture may measure; None: Pillow's pixel limit.
+
+    Raises FileNotFoundError, ImageError, LimitError, CheckpointError, WrongWeightsError, DeviceError.
+    """
+    picture = open_image(image, limits)
+    network = open_model(model, device)
+    with memory_errors(f"encoding {picture.width} x {picture.height} pixels"):
+        # The official rule is zeros. Fading out costs fewer bits, and decoding does not depend on it.
+        padding: Padding = "zero" if format == "official" else "fade"
+        x = pad_to_64(to_tensor(picture).to(_device_of(network)), padding)
+        coded = network.compress(x)
+    (y,), (z,) = coded["strings"]
+    if format == "official":
+        return official.write(official.OfficialFile(height=picture.height, width=picture.width, y=y, z=z))
+    return container.write(
+        container.Mlic(
+            width=picture.width,
+            height=picture.height,
+            mode=picture.mode,
+            variant=network.config.variant,
+            model_name=container.fit_name(network.name),
+            fingerprint=model_fingerprint(network)[: container.FINGERPRINT_BYTES],
+            z=z,
+            y=y,
+            padding=padding,
+        )
+    )
+
+
+def decode(
+    data: bytes | bytearray | memoryview,
+    model: Model = None,
+    *,
+    device: str | torch.device | None = None,
+    limits: Limits | None = None,
+) -> Image.Image:
+    """Decompress what `encode` wrote, in either format, to a PIL image of mode "L" or "RGB".
+
+    model: the model it was written with; None: found by the file's fingerprint among the bundled
+        models and the files in MLIC_FAST_MODELS. Files in the official layout name no weights,
+        so for them it must be given.
+    device, limits: as for `encode`.
+
+    Raises BitstreamError for damaged data (NotMlicFileError, TruncatedFileError),
+    WrongWeightsError where the weights are not those of the file or are not at hand, LimitError, DeviceError.
+    """
+    x_hat, mode = decode_tensor(data, model, device=device, limits=limits)
+    return to_picture(x_hat, mode)
+
+
+def decode_tensor(
+    data: bytes | bytearray | memoryview,
+    model: Model = None,
+    *,
+    device: str | torch.device | None = None,
+    limits: Limits | None = None,
+) -> tuple[Tensor, Mode]:
+    """As `decode`, but the model's own output: float [1, 3, H, W], neither clamped nor rounded."""
+    file = _read(data, limits)
+    network = open_model_of(file, model, device)
+    height, width = file.height, file.width
+    with memory_errors(f"decoding {width} x {height} pixels"):
+        x_hat = network.decompress([[file.y], [file.z]], file.z_shape)["x_hat"]
+    return crop(x_hat, height, width), file.mode if isinstance(file, container.Mlic) else "rgb"
+
+
+def model_fingerprint(model: MLICPlusPlus) -> bytes:
+    """SHA-256 over the model's weights and coding tables (32 bytes), remembered until they change.
+
+    Raises WrongWeightsError for a model with 16-bit weights: they are others than those that
+    whoever decodes has.
+    """
+    state = model.state_dict(keep_vars=True)
+    if any(tensor.is_floating_point() and tensor.element_size() < 4 for tensor in state.values()):
+        raise WrongWeightsError(
+            "the model has 16-bit weights, which files cannot be written with: keep the weights in float32 and "
+            "run the model under torch.autocast instead"
+        )
+    return _fingerprints.get(model, state.values(), lambda: fingerprint(state))
+
+
+def open_model(model: Model = None, device: str | torch.device | None = None) -> MLICPlusPlus:
+    """The model that `encode` uses for these arguments. Models from files are kept for later calls."""
+    if isinstance(model, MLICPlusPlus):
+        if device is not None and resolve_device(device).type != _device_of(model).type:
+            raise DeviceError(f"the model is on {_device_of(model)}, not on {device}: move it there with model.to()")
+        return model
+    path = resolve(DEFAULT_MODEL if model is None else model)
+    status = path.stat()
+    return _loaded(path, (status.st_mtime_ns, status.st_size), str(resolve_device(device)))
+
+
+def open_model_of(data: Any, model: Model = None, device: str | torch.device | None = None) -> MLICPlusPlus:
+    """The model that `decode` uses for these arguments; data: a compressed file's bytes.
+
+    Raises what `decode` raises, WrongWeightsError above all.
+    """
+    file = _read(data, None) if isinstance(data, (bytes, bytearray, memoryview)) else data
+    if isinstance(file, official.OfficialFile):
+        if model is None:
+            raise WrongWeightsError(
+                "a file in the official layout does not say which weights it was written with: name them"
+            )
+        return open_model(model, device)
+    if model is None:
+        model = find_by_fingerprint(file.fingerprint, file.model_name).path
+    network = open_model(model, device)
+    own = model_fingerprint(network)[: container.FINGERPRINT_BYTES]
+    if own != file.fingerprint:
+        raise WrongWeightsError(
+            f"the file was written with the weights {file.model_name or 'without a name'} ({file.fingerprint.hex()}), "
+            f"not with {network.name or 'these'} ({own.hex()}): name the right ones"
+        )
+    return network
+
+
+def _read(data: bytes | bytearray | memoryview, limits: Limits | None) -> container.Mlic | official.OfficialFile:
+    if sniff(data) == "official":
+        return official.read(data, limits)
+    return container.read(data, limits)  # also says best what is wrong with anything else
+
+
+@lru_cache(maxsize=2)
+def _loaded(path: Path, version: tuple[int, int], device: str) -> MLICPlusPlus:
+    # Kept, so that a loop over pictures reads the weights once; a file that changed is read again.
+    return MLICPlusPlus.from_checkpoint(path, device)
+
+
+def _device_of(model: MLICPlusPlus) -> torch.device:
+    return next(model.parameters()).device

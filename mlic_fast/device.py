@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names of devices, and what PyTorch says when one is missing or full, in words of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from mlic_fast.errors import DeviceError
+
+
+def resolve_device(name: str | torch.device | None) -> torch.device:
+    """The device of that name; None or "auto": the first CUDA device, or else the CPU.
+
+    Raises DeviceError where there is no such device.
+    """
+    if name is None or name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise DeviceError(f"{name!r} is not the name of a device: use cpu, cuda or cuda:N") from None
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise DeviceError(
+                f"there is no device {device}: PyTorch finds {count} CUDA devices here"
+            )
+    elif device.type != "cpu":
+        raise DeviceError(f"device {device} is not supported: use cpu, cuda or cuda:N")
+    return device
+
+
+@contextmanager
+def memory_errors(what: str) -> Iterator[None]:
+    """Turn "out of memory", which comes in three kinds, into DeviceError; `what` says what was being done."""
+    try:
+        yield
+    except (torch.cuda.OutOfMemoryError, MemoryError) as error:
+        raise DeviceError(_out_of_memory(what)) from error
+    except RuntimeError as error:
+        # the CPU allocator has no class of its own
+        if "not enough memory" in str(error) or "can't allocate memory" in str(error):
+            raise DeviceError(_out_of_memory(what)) from error
+        raise
+
+
+def _out_of_memory(what: str) -> str:
+    return f"out of memory while {what}: use a smaller picture or a device with more memory"

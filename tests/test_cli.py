@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: results, messages, exit codes, pipes, and what is left behind after a failure."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mlic_fast.cli.main import main
+
+
+@pytest.fixture(scope="module")
+def photograph(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("photographs") / "crop.png"
+    with resources.files("mlic_fast").joinpath("data", "coffee.png").open("rb") as file:
+        Image.open(file).convert("RGB").crop((100, 100, 290, 270)).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def coded(photograph: Path) -> Path:
+    path = photograph.with_suffix(".mlic")
+    assert main(["encode", str(photograph), "-o", str(path)]) == 0
+    return path
+
+
+def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run([sys.executable, "-m", "mlic_fast", *arguments], capture_output=True, check=False, **options)
+
+
+def test_encode_decode(photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    coded, decoded = tmp_path / "a.mlic", tmp_path / "a.png"
+    assert main(["encode", str(photograph), "-o", str(coded), "--measure", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["bytes"] == coded.stat().st_size
+    assert (facts["width"], facts["height"], facts["model"]) == (190, 170, "mlicpp-small")
+    assert 20 < facts["psnr_official"] <= facts["psnr"] + 0.2 < 50
+    assert main(["decode", str(coded), "-o", str(decoded)]) == 0
+    assert "190 x 170" in capsys.readouterr().out
+    error = np.asarray(Image.open(photograph), float) - np.asarray(Image.open(decoded), float)
+    assert abs(10 * np.log10(255**2 / (error**2).mean()) - facts["psnr"]) < 1e-6
+
+
+def test_official_format(photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    coded, decoded = tmp_path / "a.bin", tmp_path / "a.ppm"
+    assert main(["encode", str(photograph), "-o", str(coded), "--format", "official"]) == 0
+    assert main(["info", str(coded), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["format"] == "official"
+    assert main(["decode", str(coded), "-o", str(decoded)]) == 6
+    assert "official layout" in capsys.readouterr().err
+    assert main(["decode", str(coded), "-o", str(decoded), "--model", "mlicpp-small"]) == 0
+    assert Image.open(decoded).size == (190, 170)
+
+
+def test_pipes(photograph: Path) -> None:
+    coded = run("encode", "-", "-o", "-", input=photograph.read_bytes())
+    assert coded.returncode == 0
+    assert b"bpp" in coded.stderr
+    decoded = run("decode", "-", "-o", "-", input=coded.stdout)
+    assert decoded.returncode == 0
+    assert Image.open(io.BytesIO(decoded.stdout)).size == (190, 170)
+    told = run("info", "-", input=coded.stdout)
+    assert b"mlicpp-small" in told.stdout
+
+
+def test_info_does_not_import_torch(coded: Path) -> None:
+    program = (
+        "import sys; from mlic_fast.cli.main import main; code = main(['info', sys.argv[1], '--json']); "
+        "sys.exit(code or (50 if 'torch' in sys.modules else 0))"
+    )
+    finished = subprocess.run([sys.executable, "-c", program, str(coded)], capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    facts = json.loads(finished.stdout)
+    assert (facts["width"], facts["height"], facts["model"]["name"]) == (190, 170, "mlicpp-small")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["encode", "missing.png", "-o", "x.mlic"], 3, "missing.png"),
+        (["decode", "missing.mlic", "-o", "x.png"], 3, "missing.mlic"),
+        (["encode", "text.txt", "-o", "x.mlic"], 4, "not a picture"),
+        (["encode", "alpha.png", "-o", "x.mlic"], 4, "transparency"),
+        (["encode", "deep.png", "-o", "x.mlic"], 4, "8 bits"),
+        (["encode", ".", "-o", "x.mlic"], 4, "folder"),
+        (["decode", "text.txt", "-o", "x.png"], 5, "not an .mlic file"),
+        (["decode", "cut.mlic", "-o", "x.png"], 5, "ends early"),
+        (["decode", "flipped.mlic", "-o", "x.png"], 5, "damaged"),
+        (["info", "cut.mlic"], 5, "ends early"),
+        (["info", "empty"], 5, "ends"),
+        (["decode", "good.mlic", "-o", "x.nothing"], 4, ".nothing"),
+        (["decode", "good.mlic", "-o", "no/such/folder/x.png"], 3, "no folder"),
+        (["decode", "good.mlic", "-o", "x.png", "--model", "absent"], 6, "absent"),
+        (["decode", "good.mlic", "-o", "x.png", "--model", "absent.pth"], 3, "absent.pth"),
+        (["decode", "good.mlic", "-o", "x.png", "--model", "text.txt"], 6, "text.txt"),
+        (["decode", "good.mlic", "-o", "x.png", "--device", "cuda:42"], 7, "cuda:42"),
+        (["decode", "good.mlic", "-o", "x.png", "--device", "abacus"], 7, "abacus"),
+        (["convert", "text.txt", "x.safetensors"], 6, "text.txt"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_failures(
+    arguments: list[str],
+    code: int,
+    words: str,
+    coded: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = coded.read_bytes()
+    Path("text.txt").write_text("this is neither a picture nor a stream, nor weights\n")
+    Path("good.mlic").write_bytes(data)
+    Path("cut.mlic").write_bytes(data[:-10])
+    Path("flipped.mlic").write_bytes(data[:-50] + bytes([data[-50] ^ 1]) + data[-49:])
+    Path("empty").write_bytes(b"")
+    Image.new("RGBA", (8, 8)).save("alpha.png")
+    Image.fromarray(np.zeros((8, 8), np.uint16)).save("deep.png")
+    before = sorted(path.name for path in Path().iterdir())
+    assert main(arguments) == code
+    printed = capsys.readouterr()
+    assert words in printed.err
+    assert printed.err.startswith(f"mlic-fast {arguments[0]}: ")
+    assert printed.err.count("\n") == 1
+    assert sorted(path.name for path in Path().iterdir()) == before  # nothing half-written is left
+
+
+def test_wrong_command_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["encode"], ["frobnicate"], ["encode", "a.png", "-o", "b", "--threads", "0"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert stopped.value.code == 2
+    assert "frobnicate" in capsys.readouterr().err
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--help"], ["--version"], ["encode", "--help"], ["convert", "--help"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert stopped.value.code == 0
+    printed = capsys.readouterr().out
+    assert "exit codes" in printed
+    assert "--format" in printed
+
+
+def test_an_existing_file_survives_a_failure(coded: Path, tmp_path: Path) -> None:
+    target = tmp_path / "precious.png"
+    target.write_bytes(b"precious")
+    broken = tmp_path / "broken.mlic"
+    broken.write_bytes(coded.read_bytes()[:-3])
+    assert main(["decode", str(broken), "-o", str(target)]) == 5
+    assert target.read_bytes() == b"precious"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_interruption_leaves_nothing_behind(photograph: Path, tmp_path: Path) -> None:
+    big = tmp_path / "big.png"
+    Image.open(photograph).resize((1600, 1200)).save(big)
+    target = tmp_path / "out.mlic"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlic_fast", "encode", str(big), "-o", str(target)], stderr=subprocess.PIPE
+    )
+    time.sleep(3)
+    process.send_signal(signal.SIGINT)
+    stderr = process.communicate(timeout=120)[1].decode()
+    if process.returncode != 0:  # it was not faster than the signal
+        assert process.returncode in (130, -signal.SIGINT), stderr
+        assert not target.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) in (["big.png"], ["big.png", "out.mlic"])
+
+
+def test_convert(small_model: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    source, target = tmp_path / "mlicpp_mse_q3_0067.pth.tar", tmp_path / "mine.safetensors"
+    torch.save({"epoch": 3, "state_dict": small_model.state_dict(), "loss": torch.tensor(1.0)}, source)
+    arguments = [
+        "convert",
+        str(source),
+        str(target),
+        "--name",
+        "mine",
+        "--lambda",
+        "0.0067",
+        "--metric",
+        "mse",
+        "--json",
+    ]
+    assert main(arguments) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["name"], facts["lambda"], facts["metric"], facts["config"]["N"]) == ("mine", 0.0067, "mse", 64)
+    from mlic_fast import load
+
+    converted = load(target)
+    assert all(torch.equal(a, b) for a, b in zip(converted.parameters(), small_model.parameters(), strict=True))
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert "mlicpp-small" in facts["models"]
+    assert facts["packages"]["torch"] != "not installed"
+    assert "missing" not in facts["extensions"]["_range_coder"]
+    assert main(["doctor"]) == 0
+    assert "mlicpp-small" in capsys.readouterr().out
+
+
+def test_demo(tmp_path: Path, photograph: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "-o", str(tmp_path / "demo"), "--image", str(photograph), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert Image.open(facts["pair"]).size == (380, 170)
+    assert facts["bytes"] == Path(facts["file"]).stat().st_size
+    assert facts["psnr"] > 22
+
+
+def test_import_is_light() -> None:
+    program = "import sys, mlic_fast; sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'PIL')))"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole pictures through whole files and back, with the bundled weights."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import mlic_fast
+from mlic_fast.bitstream import container, official
+from mlic_fast.codec import decode_tensor, model_fingerprint, open_model
+from mlic_fast.errors import BitstreamError, DeviceError, ImageError, LimitError, WrongWeightsError
+from mlic_fast.evaluate.metrics import psnr
+from mlic_fast.limits import Limits
+
+
+@pytest.fixture(scope="module")
+def photograph() -> Image.Image:
+    path = resources.files("mlic_fast").joinpath("data", "coffee.png")
+    with path.open("rb") as file:
+        return Image.open(file).convert("RGB")
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return mlic_fast.load("mlicpp-small")
+
+
+# left, top, width, height
+CROPS = [
+    pytest.param((300, 200, 1, 1), id="1x1"),
+    pytest.param((300, 200, 1, 97), id="1x97"),
+    pytest.param((10, 10, 333, 1), id="333x1"),
+    pytest.param((100, 50, 64, 64), id="64x64"),
+    pytest.param((100, 50, 65, 63), id="65x63"),
+    pytest.param((17, 5, 231, 173), id="231x173"),
+    pytest.param((0, 0, 600, 400), id="600x400"),
+]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("box", CROPS)
+def test_photograph_through_a_file(
+    photograph: Image.Image, model: Any, tmp_path: Path, box: tuple[int, int, int, int], mode: str
+) -> None:
+    left, top, width, height = box
+    picture = photograph.crop((left, top, left + width, top + height)).convert(mode)
+    path = tmp_path / "picture.mlic"
+    path.write_bytes(mlic_fast.encode(picture, model))
+    decoded = mlic_fast.decode(path.read_bytes())  # the weights are found by the fingerprint
+    assert (decoded.size, decoded.mode) == (picture.size, mode)
+    if width * height > 1000:
+        assert psnr(np.asarray(picture), np.asarray(decoded)) > 22
+        assert len(path.read_bytes()) * 8 < 1.5 * width * height + 8 * 200
+
+
+def test_header_of_a_plain_picture(photograph: Image.Image, model: Any) -> None:
+    data = mlic_fast.encode(photograph, model)
+    file = container.read(data)
+    assert len(data) - len(file.y) - len(file.z) <= 60
+    assert file.fingerprint == model_fingerprint(model)[: container.FINGERPRINT_BYTES]
+    assert (file.model_name, file.variant, file.mode) == ("mlicpp-small", "new", "rgb")
+
+
+def test_every_kind_of_source(photograph: Image.Image, model: Any, tmp_path: Path) -> None:
+    picture = photograph.crop((0, 0, 70, 50))
+    path = tmp_path / "picture.png"
+    picture.save(path)
+    pixels = np.asarray(picture)
+    expected = mlic_fast.encode(picture, model)
+    for source in (path, str(path), path.read_bytes(), pixels, torch.from_numpy(pixels.copy())):
+        assert mlic_fast.encode(source, model) == expected
+
+
+def test_without_naming_a_model(photograph: Image.Image, model: Any) -> None:
+    picture = photograph.crop((0, 0, 64, 64))
+    data = mlic_fast.encode(picture, device="cpu")
+    assert data == mlic_fast.encode(picture, model)
+    assert np.array_equal(mlic_fast.decode(data, device="cpu"), mlic_fast.decode(data, model))
+
+
+def test_official_layout(photograph: Image.Image, model: Any) -> None:
+    picture = photograph.crop((20, 30, 120, 100))
+    data = mlic_fast.encode(picture, model, format="official")
+    file = official.read(data)
+    assert (file.width, file.height) == (100, 70)
+    assert psnr(np.asarray(picture), np.asarray(mlic_fast.decode(data, model))) > 22
+    whole = photograph.crop((0, 0, 128, 64))  # needs no padding, so both formats hold the same streams
+    both = [mlic_fast.decode(mlic_fast.encode(whole, model, format=kind), model) for kind in ("mlic", "official")]
+    assert np.array_equal(*both)
+    with pytest.raises(WrongWeightsError, match="official"):
+        mlic_fast.decode(data)
+
+
+def test_other_weights_are_refused_by_name(photograph: Image.Image, model: Any, small_model: Any) -> None:
+    data = mlic_fast.encode(photograph.crop((0, 0, 64, 64)), model)
+    other = copy.deepcopy(small_model)
+    other.name = "another"
+    with pytest.raises(WrongWeightsError, match=r"mlicpp-small.*another"):
+        mlic_fast.decode(data, other)
+    foreign = mlic_fast.encode(photograph.crop((0, 0, 64, 64)), other)
+    with pytest.raises(WrongWeightsError, match=r"another.*mlicpp-small"):
+        mlic_fast.decode(foreign)
+    assert mlic_fast.decode(foreign, other).size == (64, 64)
+
+
+def test_changed_weights_have_another_fingerprint(model: Any) -> None:
+    changed = copy.deepcopy(model)
+    assert model_fingerprint(changed) == model_fingerprint(model)
+    with torch.no_grad():
+        changed.h_s.increase[0].bias[0] += 1
+    assert model_fingerprint(changed) != model_fingerprint(model)
+    with pytest.raises(WrongWeightsError, match="autocast"):
+        model_fingerprint(copy.deepcopy(model).half())
+
+
+def test_damaged_files_raise(photograph: Image.Image, model: Any) -> None:
+    data = mlic_fast.encode(photograph.crop((0, 0, 100, 64)), model)
+    for damaged in (data[:-1], data[: len(data) // 2], data[:20], b"", b"rubbish", data + b"\0"):
+        with pytest.raises(BitstreamError):
+            mlic_fast.decode(damaged, model)
+    for position in range(0, len(data), max(1, len(data) // 50)):
+        flipped = data[:position] + bytes([data[position] ^ 0x10]) + data[position + 1 :]
+        with pytest.raises((BitstreamError, WrongWeightsError)):
+            mlic_fast.decode(flipped, model)
+
+
+def test_damage_that_checksums_do_not_see_raises(photograph: Image.Image, model: Any) -> None:
+    file = container.read(mlic_fast.encode(photograph.crop((0, 0, 100, 64)), model))
+    from dataclasses import replace
+
+    for y, z in ((file.y[:-4], file.z), (file.y, file.z[:-4]), (b"", file.z), (file.z, file.y)):
+        with pytest.raises(BitstreamError):
+            mlic_fast.decode(container.write(replace(file, y=y, z=z)), model)
+
+
+def test_limits(photograph: Image.Image, model: Any) -> None:
+    tight = Limits(pixels=1000)
+    with pytest.raises(LimitError, match="1,000"):
+        mlic_fast.encode(photograph, model, limits=tight)
+    data = mlic_fast.encode(photograph.crop((0, 0, 64, 64)), model)
+    with pytest.raises(LimitError):
+        mlic_fast.decode(data, model, limits=tight)
+
+
+def test_refused_pictures(photograph: Image.Image, model: Any) -> None:
+    for mode in ("RGBA", "LA", "I", "F"):
+        with pytest.raises(ImageError):
+            mlic_fast.encode(photograph.convert("L").convert(mode) if mode in "IF" else photograph.convert(mode), model)
+
+
+def test_devices(photograph: Image.Image, model: Any) -> None:
+    for name in ("cuda:99", "nonsense", "meta"):
+        with pytest.raises(DeviceError):
+            mlic_fast.encode(photograph.crop((0, 0, 8, 8)), device=name)
+
+
+def test_out_of_memory_is_an_error_of_ours(
+    photograph: Image.Image, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_: Any) -> None:
+        torch.empty(2**62, dtype=torch.uint8)
+
+    monkeypatch.setattr(type(model), "compress", exhausted)
+    with pytest.raises(DeviceError, match=r"out of memory.*64 x 64"):
+        mlic_fast.encode(photograph.crop((0, 0, 64, 64)), model)
+
+
+def test_a_weights_file_that_changes_is_read_again(photograph: Image.Image, tmp_path: Path, small_model: Any) -> None:
+    from mlic_fast.checkpoint import checkpoint_from_state_dict, write_native
+
+    path = tmp_path / "model.safetensors"
+    fingerprints = set()
+    for shift in (0.0, 1.0):
+        changed = copy.deepcopy(small_model)
+        with torch.no_grad():
+            changed.g_s.synthesis_transform[7][0].bias += shift
+        canonical = checkpoint_from_state_dict(changed.state_dict())
+        write_native(path, canonical.state_dict, canonical.config, name="changing")
+        fingerprints.add(model_fingerprint(open_model(path, "cpu")))
+    assert len(fingerprints) == 2
+
+
+def test_threads_code_different_pictures_at_once(photograph: Image.Image, model: Any) -> None:
+    pictures = [photograph.crop((0, 0, 64, 64)), photograph.crop((64, 0, 200, 60))]
+    expected = [mlic_fast.encode(picture, model) for picture in pictures]
+    wrong: list[int] = []
+
+    def work(which: int) -> None:
+        for _ in range(4):
+            data = mlic_fast.encode(pictures[which], model)
+            if data != expected[which] or decode_tensor(data, model)[0].shape[-1] != pictures[which].width:
+                wrong.append(which)
+
+    threads = [threading.Thread(target=work, args=(which,)) for which in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
