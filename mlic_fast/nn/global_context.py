@@ -7,44 +7,14 @@ head's channels, so that keys · valuesᵀ is a small matrix and nothing of size
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mlic_fast.checkerboard import Pass, keep, pack, unpack
+from mlic_fast.checkerboard import Pass, keep
 from mlic_fast.config import HEAD_WIDTH
-from mlic_fast.precision import KeepsFloat32, conv, matmul
+from mlic_fast.ops.linear_attention import checkerboard_linear_attention, linear_attention
+from mlic_fast.precision import KeepsFloat32, conv
 
 INTRA_HEADS = 2
-
-
-def linear_attention(queries: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
-    """Three maps [B, D, h, w] → [B, D, h, w]; heads are contiguous groups of channels."""
-    width = queries.shape[1] // heads
-    attended = []
-    for query, key, value in zip(*(x.flatten(2).split(width, dim=1) for x in (queries, keys, values)), strict=True):
-        context = matmul(F.softmax(key, dim=2), value.transpose(1, 2))  # [B, width, width]
-        attended.append(matmul(context.transpose(1, 2), F.softmax(query, dim=1)))
-    return torch.cat(attended, dim=1).view_as(queries)
-
-
-def checkerboard_linear_attention(queries: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
-    """The same with keys and values read at anchors, queries at non-anchors: three maps [B, D, h, w] → [B, D, h, w].
-
-    The result is zero at anchors. The sums run over the whole map, zeros included, because the
-    official code's do and the order of a sum decides its last bit.
-    """
-    width = queries.shape[1] // heads
-    keys, values = pack(keys, Pass.ANCHOR), pack(values, Pass.ANCHOR)
-    queries = pack(queries, Pass.NONANCHOR)
-    attended = []
-    for query, key, value in zip(*(x.split(width, dim=1) for x in (queries, keys, values)), strict=True):
-        shares = F.softmax(key.flatten(2), dim=2).view_as(key)
-        key, value = unpack(shares, Pass.ANCHOR), unpack(value, Pass.ANCHOR)
-        query = unpack(F.softmax(query, dim=1), Pass.NONANCHOR)
-        context = matmul(key.flatten(2), value.flatten(2).transpose(1, 2))  # [B, width, width]
-        attended.append(matmul(context.transpose(1, 2), query.flatten(2)).view_as(query))
-    return torch.cat(attended, dim=1)
 
 
 def _projection(channels: int) -> nn.Sequential:

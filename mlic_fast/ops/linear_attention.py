@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Linear attention over all positions, and its checkerboard form, on the backend of the day.
+
+On `torch` and `cpu` the twins run, with autograd's own gradients. There is no C++ kernel: on a
+CPU the attention is a few hundredths of the time of the context around it (bench/bench_linear_attention.py),
+the twin keeps for its gradients as many maps as any kernel would, and its extra memory is a few times its
+result, which is small. On `triton` both directions are kernels, registered as the operators
+mlic_fast::linear_attention and mlic_fast::linear_attention_backward.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mlic_fast.backend import choose
+from mlic_fast.errors import BackendError, ConfigError, DeviceError
+from mlic_fast.kernels import linear_attention as kernels
+from mlic_fast.kernels.linear_attention_backward import backward
+
+
+def linear_attention(queries: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
+    """Attend to all positions: three maps [B, D, h, w] of one shape → [B, D, h, w], contiguous.
+
+    heads: number of contiguous groups of channels that attend on their own; divides D. Float32 or
+    float64 (kernels: float32), any strides. Differentiable in all three maps.
+    Raises ConfigError for shapes or types, DeviceError for maps on several devices, BackendError
+    for a backend that cannot run. Formula: see mlic_fast.kernels.linear_attention.
+    """
+    _check("linear_attention", queries, keys, values, heads)
+    if choose(queries) == "triton":
+        _check_kernel_dtype("linear_attention", queries)
+        out: Tensor = _linear_attention(queries, keys, values, heads, False)[0]
+    else:
+        out = kernels.linear_attention_ref(queries, keys, values, heads)
+    return out
+
+
+def checkerboard_linear_attention(queries: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
+    """The same with keys and values read at anchors, queries at non-anchors; the result is zero at anchors.
+
+    Shapes, types and errors as for `linear_attention`; h and w are even. What the maps hold at positions
+    that are not read has no influence, and no gradient.
+    """
+    _check("checkerboard_linear_attention", queries, keys, values, heads)
+    if queries.shape[2] % 2 or queries.shape[3] % 2:
+        raise ConfigError(
+            f"checkerboard_linear_attention: maps of {queries.shape[2]}×{queries.shape[3]} positions; both must be even"
+        )
+    if choose(queries) == "triton":
+        _check_kernel_dtype("checkerboard_linear_attention", queries)
+        out: Tensor = _linear_attention(queries, keys, values, heads, True)[0]
+    else:
+        out = kernels.checkerboard_linear_attention_ref(queries, keys, values, heads)
+    return out
+
+
+def _check(name: str, queries: Tensor, keys: Tensor, values: Tensor, heads: int) -> None:
+    if not queries.shape == keys.shape == values.shape or queries.dim() != 4 or not queries.numel():
+        raise ConfigError(
+            f"{name}: queries, keys and values must be three maps [B, D, h, w] of one shape, none of it 0, not "
+            f"{list(queries.shape)}, {list(keys.shape)} and {list(values.shape)}"
+        )
+    if heads < 1 or queries.shape[1] % heads:
+        raise ConfigError(f"{name}: {queries.shape[1]} channels do not split into {heads} heads")
+    if not queries.dtype == keys.dtype == values.dtype or queries.dtype not in (torch.float32, torch.float64):
+        raise ConfigError(
+            f"{name}: queries, keys and values must all be float32 or all float64, not {queries.dtype}, {keys.dtype} "
+            f"and {values.dtype}; entropy coding needs float32, so switch autocast off around it"
+        )
+    if not queries.device == keys.device == values.device:
+        raise DeviceError(
+            f"{name}: queries, keys and values lie on {queries.device}, {keys.device} and {values.device}; "
+            "move them to one device"
+        )
+
+
+def _check_kernel_dtype(name: str, x: Tensor) -> None:
+    if x.dtype != torch.float32:
+        raise BackendError(f"{name}: Triton's kernels take float32, not {x.dtype}; use backend torch for it")
+
+
+@torch.library.custom_op("mlic_fast::linear_attention", mutates_args=())
+def _linear_attention(
+    queries: Tensor, keys: Tensor, values: Tensor, heads: int, checkerboard: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    result: tuple[Tensor, Tensor, Tensor] = kernels.forward(queries, keys, values, heads, checkerboard)
+    return result
+
+
+@_linear_attention.register_fake
+def _(queries: Tensor, keys: Tensor, values: Tensor, heads: int, checkerboard: bool) -> tuple[Tensor, Tensor, Tensor]:
+    batch, channels = queries.shape[:2]
+    return (
+        queries.new_empty(queries.shape),
+        queries.new_empty(batch, channels, 2),
+        queries.new_empty(batch, channels, channels // heads),
+    )
+
+
+@torch.library.custom_op("mlic_fast::linear_attention_backward", mutates_args=())
+def _linear_attention_backward(
+    grad: Tensor,
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    statistics: Tensor,
+    context: Tensor,
+    heads: int,
+    checkerboard: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    maps = (grad, queries, keys, values)
+    result: tuple[Tensor, Tensor, Tensor] = backward(*maps, statistics, context, heads, checkerboard)
+    return result
+
+
+@_linear_attention_backward.register_fake
+def _(
+    grad: Tensor,
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    statistics: Tensor,
+    context: Tensor,
+    heads: int,
+    checkerboard: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return queries.new_empty(queries.shape), queries.new_empty(queries.shape), queries.new_empty(queries.shape)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    queries, keys, values, ctx.heads, ctx.checkerboard = inputs
+    _, statistics, context = output
+    ctx.mark_non_differentiable(statistics, context)
+    ctx.save_for_backward(queries, keys, values, statistics, context)
+
+
+def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    gradients = _linear_attention_backward(grad, *ctx.saved_tensors, ctx.heads, ctx.checkerboard)
+    return (*gradients, None, None)
+
+
+_linear_attention.register_autograd(_backward, setup_context=_setup_context)
