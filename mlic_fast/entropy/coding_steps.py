@@ -11,9 +11,9 @@ from compressai.entropy_models import GaussianConditional
 from compressai.ops import quantize_ste
 from torch import Tensor
 
-from mlic_fast.checkerboard import Pass, keep, pack, unpack
-from mlic_fast.entropy.indexes import build_indexes, check_finite
+from mlic_fast.checkerboard import Pass, keep
 from mlic_fast.entropy.range_coder import Decoder, Encoder
+from mlic_fast.ops.coding_steps import check_flags, decode_indexes, decode_values, encode_step
 
 
 class Estimator:
@@ -51,14 +51,15 @@ class Writer:
 
     def __call__(self, colour: Pass, y: Tensor | None, scales: Tensor, means: Tensor) -> Tensor:
         assert y is not None
-        scales, means, values = pack(scales, colour), pack(means, colour), pack(y, colour)
-        check_finite("scales", scales)
-        residual = torch.round(values - means)
-        check_finite("latents and means", residual)
-        symbols = residual.int()
-        indexes = build_indexes(scales, self._gaussian.scale_table, self._gaussian.scale_bound)
-        self._encoder.push(symbols.cpu(), indexes.cpu())
-        return unpack(symbols + means, colour)
+        values = torch.empty_like(y, memory_format=torch.contiguous_format)
+        boundaries = self._gaussian.scale_table, self._gaussian.scale_bound
+        step = encode_step(values, y, scales, means, colour, *boundaries, clear=True)
+        symbols, indexes, flags = _fetch(*step)
+        if check_flags(flags):
+            step = encode_step(values, y, scales, means, colour, *boundaries, clear=True, wide=True)
+            symbols, indexes, flags = _fetch(*step)
+        self._encoder.push(symbols, indexes)
+        return values
 
 
 class Reader:
@@ -69,9 +70,21 @@ class Reader:
         self._gaussian = gaussian
 
     def __call__(self, colour: Pass, y: Tensor | None, scales: Tensor, means: Tensor) -> Tensor:
-        scales, means = pack(scales, colour), pack(means, colour)
-        check_finite("scales", scales)
-        check_finite("means", means)
-        indexes = build_indexes(scales, self._gaussian.scale_table, self._gaussian.scale_bound)
-        symbols = torch.from_numpy(self._decoder.decode(indexes.cpu())).to(means.device)
-        return unpack(symbols + means, colour)
+        step = decode_indexes(scales, means, colour, self._gaussian.scale_table, self._gaussian.scale_bound)
+        indexes, flags = _fetch(*step)
+        check_flags(flags)
+        symbols = torch.from_numpy(self._decoder.decode(indexes)).to(means.device)
+        values = torch.empty_like(means, memory_format=torch.contiguous_format)
+        decode_values(values, symbols, means, colour, clear=True)
+        return values
+
+
+def _fetch(*tensors: Tensor) -> list[Tensor]:
+    """The tensors on the CPU, with one wait for all of them."""
+    if tensors[0].device.type != "cuda":
+        return [x.cpu() for x in tensors]
+    copies = [torch.empty(x.shape, dtype=x.dtype, pin_memory=True) for x in tensors]
+    for copy, x in zip(copies, tensors, strict=True):
+        copy.copy_(x, non_blocking=True)
+    torch.cuda.current_stream(tensors[0].device).synchronize()
+    return copies

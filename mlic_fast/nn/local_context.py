@@ -7,32 +7,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mlic_fast import backend
+from mlic_fast.checkerboard import Pass, unpack
 from mlic_fast.config import WINDOW
-from mlic_fast.precision import Conv2d, KeepsFloat32, Linear, matmul
-
-HEADS = 2
-AREA = WINDOW**2
-
-# Added to the score of a pair of positions of which one is not an anchor inside the picture.
-MASKED = -100.0
+from mlic_fast.kernels.local_attention import HEADS, local_attention_full, relative_position_index, window_mask
+from mlic_fast.ops.local_attention import local_attention
+from mlic_fast.precision import Conv2d, KeepsFloat32, Linear
 
 
-def relative_position_index() -> Tensor:
-    """int64 [AREA, AREA]: row of the position table for query i and key j of a window."""
-    row, column = (grid.flatten() for grid in torch.meshgrid(torch.arange(WINDOW), torch.arange(WINDOW), indexing="ij"))
-    rows = row[:, None] - row[None, :] + WINDOW - 1
-    columns = column[:, None] - column[None, :] + WINDOW - 1
-    return rows * (2 * WINDOW - 1) + columns
-
-
-def window_mask(height: int, width: int, like: Tensor) -> Tensor:
-    """[height·width, AREA, AREA], dtype and device as `like`: 0 where query and key are both anchors, else MASKED."""
-    row = torch.arange(height, device=like.device)[:, None]
-    column = torch.arange(width, device=like.device)[None, :]
-    anchors = ((row + column) % 2).to(like.dtype)[None, None]
-    anchor_in_window = F.unfold(anchors, WINDOW, padding=WINDOW // 2)[0].transpose(0, 1)  # [positions, AREA]
-    pairs = anchor_in_window[:, :, None] * anchor_in_window[:, None, :]
-    return torch.where(pairs == 0, MASKED, 0.0).to(like.dtype)
+def shared_mask(hyper: Tensor) -> Tensor | None:
+    """What the local contexts of a walk over maps of `hyper`'s height and width share, if the backend needs any."""
+    if backend.choose(hyper) == "torch":
+        return window_mask(hyper.shape[2], hyper.shape[3], hyper)
+    return None
 
 
 class Perceptron(nn.Module):
@@ -70,26 +57,21 @@ class LocalContext(KeepsFloat32):
         self.register_buffer("relative_position_index", relative_position_index())
         self.fusion = Conv2d(slice_width, 2 * slice_width, WINDOW)
 
-    def forward(self, anchors: Tensor, mask: Tensor) -> Tensor:
-        """`mask` is `window_mask` of the same height and width."""
+    def forward(self, anchors: Tensor, mask: Tensor | None = None) -> Tensor:
+        """`mask` is `shared_mask` of the same height and width; None where it is not at hand.
+
+        The plain path computes all positions, kernels the non-anchors only and zeros elsewhere.
+        """
         batch, channels, height, width = anchors.shape
-        positions, head_width = height * width, channels // HEADS
         qkv = self.qkv_proj(self.norm1(anchors.flatten(2).transpose(1, 2)))  # [B, positions, 3C]
         qkv = qkv.transpose(1, 2).reshape(batch, 3 * channels, height, width)
-        windows = F.unfold(qkv, WINDOW, padding=WINDOW // 2).transpose(1, 2)  # [B, positions, 3C·AREA]
-        # channel = element · HEADS + head
-        windows = windows.reshape(batch, positions, 3, head_width, HEADS, AREA)
-        query, key, value = windows.permute(2, 0, 1, 4, 5, 3)  # each [B, positions, HEADS, AREA, head width]
-        scores = matmul(query * head_width**-0.5, key.transpose(-2, -1))
-        scores = scores + self.position_bias()
-        scores = scores + mask[:, None]
-        attended = matmul(F.softmax(scores, dim=-1), value)  # [B, positions, HEADS, AREA, head width]
-        attended = attended.transpose(2, 3).reshape(batch * positions, WINDOW, WINDOW, channels).permute(0, 3, 1, 2)
-        out = self.proj(self.fusion(attended).reshape(batch, positions, 2 * channels))
+        fusion_bias, proj_bias = self.fusion.bias, self.proj.bias
+        assert fusion_bias is not None  # for the type checker: Conv2d may have been built without
+        parameters = (self.relative_position_table, self.fusion.weight, fusion_bias, self.proj.weight, proj_bias)
+        if backend.choose(qkv) == "torch":
+            out = local_attention_full(qkv, *parameters, mask)
+            out = out + self.mlp(self.norm2(out))
+            return out.transpose(1, 2).reshape(batch, 2 * channels, height, width)
+        out = local_attention(qkv, *parameters)  # [B, h, w/2, 2C]
         out = out + self.mlp(self.norm2(out))
-        return out.transpose(1, 2).reshape(batch, 2 * channels, height, width)
-
-    def position_bias(self) -> Tensor:
-        """[HEADS, AREA, AREA]: what is added to the scores for where a key lies from its query."""
-        bias = self.relative_position_table[self.relative_position_index.flatten()]
-        return bias.view(AREA, AREA, HEADS).permute(2, 0, 1).contiguous()
+        return unpack(out.permute(0, 3, 1, 2), Pass.NONANCHOR)

@@ -13,8 +13,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from mlic_fast.checkerboard import Pass, keep
-from mlic_fast.nn.local_context import window_mask
+from mlic_fast.checkerboard import Pass
+from mlic_fast.nn.local_context import shared_mask
+from mlic_fast.nn.residual_prediction import add_residual
 
 # (colour, y slice or None, scales, means), maps [B, C, h, w] valid at the colour's positions →
 # decoded values [B, C, h, w], zero elsewhere
@@ -45,7 +46,7 @@ def walk(networks: SliceNetworks, hyper: Tensor, y: Tensor | None, code: CodePas
     slice_num = len(networks.local_context)
     hyper_means = hyper.chunk(2, dim=1)[1]
     y_slices = [None] * slice_num if y is None else y.chunk(slice_num, dim=1)
-    mask = window_mask(hyper.shape[2], hyper.shape[3], hyper)
+    mask = shared_mask(hyper)
     decoded: list[Tensor] = []
     for i, y_slice in enumerate(y_slices):
         contexts = [hyper]
@@ -56,8 +57,8 @@ def walk(networks: SliceNetworks, hyper: Tensor, y: Tensor | None, code: CodePas
 
         scales, means = networks.entropy_parameters_anchor[i](torch.cat(contexts, dim=1)).chunk(2, dim=1)
         anchors = code(Pass.ANCHOR, y_slice, scales, means)
-        residual = networks.lrp_anchor[i](torch.cat([hyper_means, *decoded, anchors], dim=1))
-        anchors = anchors + keep(residual, Pass.ANCHOR)
+        known = torch.cat([hyper_means, *decoded, anchors], dim=1)
+        anchors = add_residual(networks.lrp_anchor[i], known, anchors, Pass.ANCHOR)
 
         if i > 0:
             contexts.insert(0, networks.global_intra_context[i](decoded[-1], anchors))
@@ -65,6 +66,6 @@ def walk(networks: SliceNetworks, hyper: Tensor, y: Tensor | None, code: CodePas
 
         scales, means = networks.entropy_parameters_nonanchor[i](torch.cat(contexts, dim=1)).chunk(2, dim=1)
         both = anchors + code(Pass.NONANCHOR, y_slice, scales, means)
-        residual = networks.lrp_nonanchor[i](torch.cat([hyper_means, *decoded, both], dim=1))
-        decoded.append(both + keep(residual, Pass.NONANCHOR))
+        known = torch.cat([hyper_means, *decoded, both], dim=1)
+        decoded.append(add_residual(networks.lrp_nonanchor[i], known, both, Pass.NONANCHOR))
     return torch.cat(decoded, dim=1)

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Local window attention against its plain twin (the unfold form) and torch.compile of the twin.
+
+    python bench/bench_local_attention.py [--rounds N] [--write]     a table; --write keeps it in bench/results/
+    pytest --benchmark bench/bench_local_attention.py                the same calls under pytest-benchmark
+
+Runs on the CUDA device where there is one, else on the CPU. The floor: q, k, v and the weights read and the result
+written once; each of a query's products with the 81 keys around it once, and for each window the weighted sums, the
+convolution and the projection.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import common
+import pytest
+import torch
+from mlic_fast.kernels.local_attention import AREA, local_attention_ref
+from torch import Tensor
+
+from mlic_fast.ops.local_attention import local_attention
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+C = 32
+
+
+class Case(NamedTuple):
+    """Latents of one picture, and whether gradients are wanted as well."""
+
+    height: int
+    width: int
+    gradients: bool
+
+    def work(self) -> common.Work:
+        positions = self.height * self.width
+        windows = positions // 2
+        numbers = positions * 3 * C + windows * 2 * C + 2 * C * C * AREA + 4 * C * C
+        products = positions * 81 * C + windows * (AREA * AREA * C + AREA * C * 2 * C + 4 * C * C)
+        # backward: again what the fusion reads, then two products for each one
+        times = 4 if self.gradients else 1
+        return common.Work(bytes=4 * numbers * (3 if self.gradients else 1), flops=2 * products * times)
+
+
+CASES = {
+    "768×512, forward": Case(32, 48, False),
+    "768×512, forward and backward": Case(32, 48, True),
+    "3840×2160, forward": Case(136, 240, False),
+}
+CONTESTANTS = ("operation", "twin", "compiled twin")
+
+
+@functools.cache
+def compiled_twin() -> Callable[..., Tensor]:
+    twin: Callable[..., Tensor] = torch.compile(local_attention_ref, dynamic=False)
+    return twin
+
+
+def call_of(case: Case, contestant: str) -> Callable[[], Any]:
+    """One call of a contestant on inputs of its own."""
+    random = torch.Generator().manual_seed(0)
+    shapes = (1, 3 * C, case.height, case.width), (81, 2), (2 * C, C, 5, 5), (2 * C,), (2 * C, 2 * C), (2 * C,)
+    inputs = [torch.randn(*shape, generator=random).div_(4).to(DEVICE) for shape in shapes]
+    attention = {"operation": local_attention, "twin": local_attention_ref}.get(contestant) or compiled_twin()
+    if not case.gradients:
+
+        def forward() -> Any:
+            with torch.no_grad():
+                return attention(*inputs)
+
+        return forward
+    leaves = [x.requires_grad_() for x in inputs]
+    grad = torch.ones(1, case.height, case.width // 2, 2 * C, device=DEVICE)
+    return lambda: torch.autograd.grad(attention(*leaves), leaves, grad)
+
+
+@pytest.mark.parametrize("contestant", CONTESTANTS)
+@pytest.mark.parametrize("case", CASES)
+def test_local_attention(benchmark: Any, case: str, contestant: str) -> None:
+    call = call_of(CASES[case], contestant)
+
+    def synchronised() -> None:
+        call()
+        common.synchronise(DEVICE)
+
+    synchronised()
+    benchmark.extra_info["peak MiB"] = (
+        common.peak_memory(call, DEVICE) if DEVICE.type == "cuda" else common.peak_elsewhere(__file__, case, contestant)
+    )
+    benchmark.pedantic(synchronised, rounds=5, warmup_rounds=1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure local window attention.")
+    parser.add_argument("--rounds", type=int, default=20, help="calls of each contestant (default: 20)")
+    parser.add_argument("--write", action="store_true", help="keep the result in bench/results/")
+    parser.add_argument("--peak", nargs=2, metavar=("CASE", "CONTESTANT"), help="print MiB that one call takes")
+    chosen = parser.parse_args()
+    if chosen.peak:
+        call = call_of(CASES[chosen.peak[0]], chosen.peak[1])
+        call()
+        call()
+        print(common.peak_memory(call, DEVICE))
+        return
+    rows = [
+        common.measure(name, contestant, call_of(case, contestant), case.work(), DEVICE, chosen.rounds, __file__)
+        for name, case in CASES.items()
+        for contestant in CONTESTANTS
+    ]
+    common.show(rows, DEVICE)
+    if chosen.write:
+        print(f"written to {common.keep(rows, 'local_attention', DEVICE)}")
+
+
+if __name__ == "__main__":
+    main()

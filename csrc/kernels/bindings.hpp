@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: Apache-2.0
+// The parts of the Python module mlic_fast._cpu_kernels, one function for each subject.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace mlic::kernels {
+
+void bind_coding_steps(pybind11::module_& module);
+void bind_local_attention(pybind11::module_& module);
+void bind_gdn(pybind11::module_& module);
+
+}  // namespace mlic::kernels

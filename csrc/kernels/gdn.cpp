@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+// GDN in one pass over memory: squares of a block of positions are formed in the cache, multiplied with the weights
+// there, and the result is applied at once. Nothing of the size of a map is allocated.
+#include "gdn.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "isa.hpp"
+#include "tasks.hpp"
+
+#if MLIC_X86
+#include <immintrin.h>
+#endif
+
+namespace mlic::kernels {
+namespace {
+
+// Rows that are multiplied at once.
+constexpr size_t kRows = 6;
+// Positions of a task in channels-last maps, a multiple of kRows.
+constexpr size_t kPixels = 96;
+
+struct GdnJob {
+  GdnMaps maps;
+  const float* beta;
+  const float*
+      weights;  // [C up to a multiple of kRows][C]; channels-last: [panels][C in][panel of C out], zeros behind
+  bool inverse;
+};
+
+}  // namespace
+}  // namespace mlic::kernels
+
+#define MLIC_BODY "gdn.inc"
+#include "each_isa.inc"
+
+namespace mlic::kernels {
+
+void gdn(const GdnMaps& maps, const float* beta, const float* gamma, bool inverse, int threads) {
+  const size_t channels = maps.channels, panel = MLIC_PICK(panel_width)();
+  if (maps.batch == 0 || channels == 0 || maps.positions == 0) return;
+  size_t tasks, scratch;
+  Floats weights;
+  if (maps.channels_last) {
+    const size_t panels = (channels + panel - 1) / panel;
+    weights = Floats(panels * channels * panel);
+    for (size_t o = 0; o < channels; o++) {
+      float* to = weights.data() + o / panel * channels * panel + o % panel;
+      for (size_t k = 0; k < channels; k++) to[k * panel] = gamma[o * channels + k];
+    }
+    tasks = (maps.batch * maps.positions + kPixels - 1) / kPixels;
+    scratch = kPixels * channels;
+  } else {
+    weights = Floats((channels + kRows - 1) / kRows * kRows * channels);
+    std::copy(gamma, gamma + channels * channels, weights.data());
+    tasks = maps.batch * ((maps.positions + panel - 1) / panel);
+    scratch = channels * panel;
+  }
+  const size_t workers = std::min(tasks, static_cast<size_t>(std::max(threads, 1)));
+  std::vector<Floats> squares;
+  for (size_t worker = 0; worker < workers; worker++) squares.emplace_back(scratch);
+  const GdnJob job{maps, beta, weights.data(), inverse};
+  const auto work = maps.channels_last ? MLIC_PICK(pixels_task) : MLIC_PICK(planes_task);
+  run_tasks(static_cast<int64_t>(tasks), static_cast<int>(workers), [&](int64_t task, int worker) {
+    work(job, static_cast<size_t>(task), squares[static_cast<size_t>(worker)].data());
+  });
+}
+
+}  // namespace mlic::kernels

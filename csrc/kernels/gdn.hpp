@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: Apache-2.0
+// Generalised divisive normalisation with the residual addition.
+#pragma once
+
+#include <cstddef>
+
+namespace mlic::kernels {
+
+// Maps [B, C, P] (positions innermost), or [B, P, C] if channels_last; float32, dense.
+struct GdnMaps {
+  const float* x;
+  const float* residual;  // or null
+  float* y;
+  size_t batch, channels, positions;
+  bool channels_last;
+};
+
+// y = x / sqrt(beta[o] + sum over k of gamma[o][k] x[k]^2) + residual, or x * sqrt(...) + residual if inverse.
+// beta [C], gamma [C][C]. Results depend neither on the layout nor on the threads, and those of a position on no other
+// one. Throws std::bad_alloc.
+void gdn(const GdnMaps& maps, const float* beta, const float* gamma, bool inverse, int threads);
+
+}  // namespace mlic::kernels

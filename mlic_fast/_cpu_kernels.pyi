@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Types of the compiled CPU kernels; mlic_fast.ops is their face and documents them.
+
+Tensors come as addresses of contiguous memory, unless strides are given.
+"""
+
+from collections.abc import Sequence
+
+def isa() -> str: ...
+def local_attention(
+    qkv: int,
+    shape: Sequence[int],
+    strides: Sequence[int],
+    table: int,
+    fusion_weight: int,
+    fusion_bias: int,
+    proj_weight: int,
+    proj_bias: int,
+    out: int,
+    threads: int,
+) -> None: ...
+def local_attention_rows(
+    qkv: int,
+    shape: Sequence[int],
+    strides: Sequence[int],
+    table: int,
+    first: int,
+    last: int,
+    attended: int,
+    threads: int,
+) -> None: ...
+def local_attention_rows_backward(
+    qkv: int,
+    shape: Sequence[int],
+    strides: Sequence[int],
+    table: int,
+    first: int,
+    last: int,
+    attended_grad: int,
+    qkv_grad: int,
+    table_grad: int,
+    threads: int,
+) -> None: ...
+
+# A map [B, C, h, w]: address and strides in elements.
+_Map = tuple[int, int, int, int, int]
+_Shape = tuple[int, int, int, int]
+
+def encode_step(
+    values: _Map,
+    y: _Map,
+    scales: _Map,
+    means: _Map,
+    shape: _Shape,
+    table: int,
+    rows: int,
+    bound: int,
+    symbols: int,
+    indexes: int,
+    flags: int,
+    first: int,
+    clear: bool,
+    wide: bool,
+    threads: int,
+) -> None: ...
+def decode_indexes(
+    scales: _Map,
+    means: _Map,
+    shape: _Shape,
+    table: int,
+    rows: int,
+    bound: int,
+    indexes: int,
+    flags: int,
+    first: int,
+    threads: int,
+) -> None: ...
+def decode_values(
+    values: _Map, symbols: int, wide: bool, means: _Map, shape: _Shape, first: int, clear: bool, threads: int
+) -> None: ...
+def residual_step(values: _Map, logits: _Map, shape: _Shape, first: int, threads: int) -> None: ...
+def gdn(
+    x: int,
+    residual: int,
+    y: int,
+    batch: int,
+    channels: int,
+    positions: int,
+    channels_last: bool,
+    beta: int,
+    gamma: int,
+    inverse: bool,
+    threads: int,
+) -> None: ...

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Local window attention: one function for every backend, with its own backward pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mlic_fast import backend
+from mlic_fast.config import WINDOW
+from mlic_fast.errors import BackendError, ConfigError
+from mlic_fast.kernels import local_attention as kernels
+from mlic_fast.kernels.local_attention import AREA, HEADS, local_attention_ref
+from mlic_fast.kernels.local_attention_backward import local_attention_rows_backward
+from mlic_fast.precision import matmul
+
+# Floats that the backward pass keeps of the windows of a block of rows, in each of two tensors (8 MiB).
+BLOCK_FLOATS = 2**21
+
+
+def local_attention(
+    qkv: Tensor,
+    position_table: Tensor,
+    fusion_weight: Tensor,
+    fusion_bias: Tensor,
+    proj_weight: Tensor,
+    proj_bias: Tensor,
+) -> Tensor:
+    """Attention in 5×5 windows, fusion convolution and projection at the non-anchors (row + column even).
+
+    qkv: [B, 3C, h, w] with any strides, C and w even: queries, keys, values; channel c is element c // 2 of head c % 2.
+    position_table: [81, 2], added to the scores by (query row − key row + 4)·9 + query column − key column + 4.
+    fusion_weight, fusion_bias: [2C, C, 5, 5], [2C]; input channel head·C/2 + element.
+    proj_weight, proj_bias: [2C, 2C], [2C].
+    All float32; float64 on the torch backend.
+
+    Returns [B, h, w/2, 2C] in coding order: column j of even rows is column 2j, of odd rows 2j + 1.
+    Raises ConfigError for shapes that do not fit, BackendError for a dtype or device that the backend cannot take.
+    Source: Local_i of the MLIC++ entropy model (arXiv 2307.15421).
+    """
+    parameters = (position_table, fusion_weight, fusion_bias, proj_weight, proj_bias)
+    _check(qkv, *parameters)
+    chosen = backend.choose(qkv)
+    if chosen == "torch":
+        return local_attention_ref(qkv, *parameters)
+    if qkv.dtype != torch.float32:
+        raise BackendError(f"local_attention: backend {chosen} computes in float32, not {qkv.dtype}; use backend torch")
+    out: Tensor = _local_attention(qkv, *parameters, chosen)
+    return out
+
+
+def _check(qkv: Tensor, table: Tensor, fusion: Tensor, fusion_bias: Tensor, proj: Tensor, proj_bias: Tensor) -> None:
+    if qkv.dim() != 4 or qkv.shape[1] % (3 * HEADS) or qkv.shape[3] % 2 or 0 in qkv.shape:
+        raise ConfigError(f"local_attention: qkv must be [B, 3C, h, w] with C and w even, not {list(qkv.shape)}")
+    C = qkv.shape[1] // 3
+    wanted = (
+        ("position_table", table, [(2 * WINDOW - 1) ** 2, HEADS]),
+        ("fusion_weight", fusion, [2 * C, C, WINDOW, WINDOW]),
+        ("fusion_bias", fusion_bias, [2 * C]),
+        ("proj_weight", proj, [2 * C, 2 * C]),
+        ("proj_bias", proj_bias, [2 * C]),
+    )
+    for name, tensor, shape in wanted:
+        if list(tensor.shape) != shape:
+            raise ConfigError(f"local_attention: for C={C}, {name} must be {shape}, not {list(tensor.shape)}")
+        if tensor.dtype != qkv.dtype or tensor.device != qkv.device:
+            raise BackendError(
+                f"local_attention: {name} is {tensor.dtype} on {tensor.device}, qkv {qkv.dtype} on {qkv.device}; "
+                "give both the same"
+            )
+
+
+@torch.library.custom_op("mlic_fast::local_attention", mutates_args=())
+def _local_attention(
+    qkv: Tensor,
+    position_table: Tensor,
+    fusion_weight: Tensor,
+    fusion_bias: Tensor,
+    proj_weight: Tensor,
+    proj_bias: Tensor,
+    chosen: str,
+) -> Tensor:
+    parameters = [p.contiguous() for p in (position_table, fusion_weight, fusion_bias, proj_weight, proj_bias)]
+    if chosen == "triton":
+        return kernels.local_attention(qkv, *parameters)
+    out = _empty_output(qkv)
+    table, *weights = parameters
+    backend.cpu_kernels.local_attention(
+        *_cpu_maps(qkv, table), *(w.data_ptr() for w in weights), out.data_ptr(), torch.get_num_threads()
+    )
+    return out
+
+
+def _empty_output(qkv: Tensor) -> Tensor:
+    batch, channels, height, width = qkv.shape
+    return torch.empty(batch, height, width // 2, 2 * channels // 3, dtype=qkv.dtype, device=qkv.device)
+
+
+def _cpu_maps(qkv: Tensor, table: Tensor) -> tuple[int, list[int], list[int], int]:
+    return qkv.data_ptr(), list(qkv.shape), list(qkv.stride()), table.data_ptr()
+
+
+@_local_attention.register_fake
+def _(
+    qkv: Tensor,
+    position_table: Tensor,
+    fusion_weight: Tensor,
+    fusion_bias: Tensor,
+    proj_weight: Tensor,
+    proj_bias: Tensor,
+    chosen: str,
+) -> Tensor:
+    return _empty_output(qkv)
+
+
+@torch.library.custom_op("mlic_fast::local_attention_backward", mutates_args=())
+def _local_attention_backward(
+    grad: Tensor,
+    qkv: Tensor,
+    position_table: Tensor,
+    fusion_weight: Tensor,
+    fusion_bias: Tensor,
+    proj_weight: Tensor,
+    chosen: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of the six inputs. Windows are computed again for a few rows at a time."""
+    batch, _, height, width = qkv.shape
+    outputs, C = fusion_weight.shape[:2]
+    fusion = fusion_weight.reshape(outputs, C * AREA)
+    table = position_table.contiguous()
+    qkv_grad = torch.zeros_like(qkv, memory_format=torch.contiguous_format)
+    table_grad = torch.zeros(batch, HEADS, table.shape[0], dtype=torch.float64, device=qkv.device)
+    fusion_grad, fusion_bias_grad = torch.zeros_like(fusion), torch.zeros_like(fusion_bias)
+    proj_grad, proj_bias_grad = torch.zeros_like(proj_weight), torch.zeros_like(fusion_bias)
+    rows = max(1, min(height, BLOCK_FLOATS // (C * AREA * batch * width // 2)))
+    for first in range(0, height, rows):
+        last = min(first + rows, height)
+        attended = _attended_rows(qkv, table, first, last, chosen).flatten(2).flatten(0, 1)  # [25C, positions]
+        out_grad = grad[:, first:last].permute(3, 0, 1, 2).flatten(1)  # [2C, positions]
+        fused = matmul(fusion, attended) + fusion_bias[:, None]
+        fused_grad = matmul(proj_weight.t(), out_grad)
+        proj_grad += matmul(out_grad, fused.t())
+        proj_bias_grad += out_grad.sum(1)
+        fusion_grad += matmul(fused_grad, attended.t())
+        fusion_bias_grad += fused_grad.sum(1)
+        del attended, fused  # before the next tensor of their size
+        attended_grad = matmul(fusion.t(), fused_grad)
+        _attended_rows_backward(qkv, table, first, last, attended_grad, qkv_grad, table_grad, chosen)
+    table_sum = table_grad.sum(0).t().to(table.dtype).contiguous()
+    return qkv_grad, table_sum, fusion_grad.view(fusion_weight.shape), fusion_bias_grad, proj_grad, proj_bias_grad
+
+
+def _attended_rows(qkv: Tensor, table: Tensor, first: int, last: int, chosen: str) -> Tensor:
+    """[C, 25, B, last − first, w/2]: what the fusion reads for the windows of these rows."""
+    batch, channels, _, width = qkv.shape
+    attended = torch.empty(channels // 3, AREA, batch, last - first, width // 2, dtype=qkv.dtype, device=qkv.device)
+    if chosen == "triton":
+        kernels.local_attention_rows(qkv, table, first, last, attended)
+    else:
+        backend.cpu_kernels.local_attention_rows(
+            *_cpu_maps(qkv, table), first, last, attended.data_ptr(), torch.get_num_threads()
+        )
+    return attended
+
+
+def _attended_rows_backward(
+    qkv: Tensor,
+    table: Tensor,
+    first: int,
+    last: int,
+    attended_grad: Tensor,
+    qkv_grad: Tensor,
+    table_grad: Tensor,
+    chosen: str,
+) -> None:
+    """Add to qkv_grad [B, 3C, h, w] and table_grad [B, 2, 81] what follows from attended_grad [25C, positions]."""
+    if chosen == "triton":
+        local_attention_rows_backward(qkv, table, first, last, attended_grad, qkv_grad, table_grad)
+        return
+    backend.cpu_kernels.local_attention_rows_backward(
+        *_cpu_maps(qkv, table),
+        first,
+        last,
+        attended_grad.contiguous().data_ptr(),
+        qkv_grad.data_ptr(),
+        table_grad.data_ptr(),
+        torch.get_num_threads(),
+    )
+
+
+@_local_attention_backward.register_fake
+def _(
+    grad: Tensor,
+    qkv: Tensor,
+    position_table: Tensor,
+    fusion_weight: Tensor,
+    fusion_bias: Tensor,
+    proj_weight: Tensor,
+    chosen: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def like(x: Tensor) -> Tensor:
+        return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+    inputs = (qkv, position_table, fusion_weight, fusion_bias, proj_weight)
+    grads = [like(x) for x in inputs]
+    return grads[0], grads[1], grads[2], grads[3], grads[4], like(fusion_bias)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.chosen = inputs
+    ctx.save_for_backward(*tensors[:-1])  # all but proj_bias, which no gradient depends on
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return (*_local_attention_backward(grad, *ctx.saved_tensors, ctx.chosen), None)
+
+
+_local_attention.register_autograd(_backward, setup_context=_setup_context)

@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""GDN: every backend and its gradients against the plain twin; the C++ kernel across instruction sets and threads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from compressai.layers import GDN
+from mlic_fast.kernels import gdn as kernels
+from mlic_fast.kernels.language import HAS_TRITON
+from torch import Tensor
+
+from mlic_fast import backend
+from mlic_fast.backend import use_backend
+from mlic_fast.errors import BackendError
+from mlic_fast.nn.blocks import normalise
+from mlic_fast.ops.gdn import gdn
+
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
+# backends with kernels of their own, and where their tensors lie
+PLACES = {"triton": DEVICE, "cpu": "cpu"}
+MISSING = {"triton": not HAS_TRITON, "cpu": backend.cpu_kernels is None}
+BACKENDS = [
+    pytest.param(name, marks=pytest.mark.skipif(MISSING[name], reason=f"backend {name} is not available here"))
+    for name in PLACES
+]
+
+# batch, channels, height, width
+SHAPES = {
+    "small-24ch-odd": (1, 24, 5, 7),
+    "wide-64ch": (1, 64, 8, 9),
+    "batch3-40ch-one-position": (3, 40, 1, 1),
+    "96ch-4x4": (1, 96, 4, 4),
+    "channels-70-behind-a-panel": (2, 70, 3, 5),
+    "one-channel": (1, 1, 6, 70),
+}
+
+
+@pytest.fixture(autouse=True)
+def _holes_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is allocated unset starts as NaN, so that an element that nobody writes fails a comparison."""
+    for name in ("empty", "empty_like"):
+        original = getattr(torch, name)
+
+        def filled(*args: Any, original: Any = original, **kwargs: Any) -> Tensor:
+            x: Tensor = original(*args, **kwargs)
+            return x.fill_(float("nan")) if x.is_floating_point() else x
+
+        monkeypatch.setattr(torch, name, filled)
+    torch.manual_seed(0)
+
+
+def inputs(shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    """x, beta, gamma, residual and a gradient of y, exact in float32, like those of a trained model."""
+    channels = shape[1]
+    x, residual, grad = torch.randn(3, *shape).unbind()
+    beta = torch.rand(channels) + 0.1
+    gamma = 0.1 * torch.eye(channels) + 0.02 * torch.rand(channels, channels)
+    return [t.to(dtype) for t in (3 * x, beta, gamma, residual, grad)]
+
+
+def results(how: Any, tensors: list[Tensor], inverse: bool, dtype: torch.dtype, device: str) -> list[Tensor]:
+    """y and the gradients of x, beta, gamma and residual; parameters stay wide."""
+    x, beta, gamma, residual, grad = (t.to(device) for t in tensors)
+    wide = torch.promote_types(dtype, torch.float32)
+    leaves = [x.to(dtype), beta.to(wide), gamma.to(wide), residual.to(dtype)]
+    leaves = [t.detach().requires_grad_() for t in leaves]
+    y = how(*leaves, inverse)
+    return [y.detach(), *torch.autograd.grad(y, leaves, grad.to(dtype))]
+
+
+def operation(x: Tensor, beta: Tensor, gamma: Tensor, residual: Tensor | None, inverse: bool) -> Tensor:
+    return gdn(x, beta, gamma, residual, inverse=inverse)
+
+
+def twin(x: Tensor, beta: Tensor, gamma: Tensor, residual: Tensor | None, inverse: bool) -> Tensor:
+    y: Tensor = kernels.gdn_ref(x, beta.to(x.dtype), gamma.to(x.dtype), residual, inverse)
+    return y
+
+
+def assert_close_as_twin(found: list[Tensor], by_twin: list[Tensor], exact: list[Tensor]) -> None:
+    for name, a, b, c in zip(("y", "x'", "beta'", "gamma'", "residual'"), found, by_twin, exact, strict=True):
+        assert a.shape == c.shape, name
+        c = c.cpu()
+        error, allowed = (a.cpu().double() - c).abs(), (b.cpu().double() - c).abs()
+        floor = 4 * torch.finfo(torch.float32).eps * c.abs().max()
+        assert error.max() <= 2 * allowed.max() + floor, name
+
+
+@pytest.mark.parametrize("chosen", BACKENDS)
+@pytest.mark.parametrize("inverse", [False, True], ids=["gdn", "inverse"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_result_and_gradients_are_as_close_as_the_twin(shape: str, inverse: bool, chosen: str) -> None:
+    tensors = inputs(SHAPES[shape])
+    with use_backend(chosen):
+        found = results(operation, tensors, inverse, torch.float32, PLACES[chosen])
+    by_twin = results(twin, tensors, inverse, torch.float32, "cpu")
+    assert_close_as_twin(found, by_twin, results(twin, tensors, inverse, torch.float64, "cpu"))
+
+
+@pytest.mark.parametrize("chosen", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_short_formats(dtype: torch.dtype, chosen: str) -> None:
+    tensors = [t.to(dtype).double() for t in inputs((2, 40, 3, 7))]
+    with use_backend(chosen):
+        found = results(operation, tensors, False, dtype, PLACES[chosen])
+    assert found[0].dtype == found[1].dtype == dtype
+    by_twin = results(twin, tensors, False, dtype, "cpu")
+    assert_close_as_twin(found, by_twin, results(twin, tensors, False, torch.float64, "cpu"))
+
+
+@pytest.mark.skipif(MISSING["triton"], reason="Triton has packages for Linux only")
+def test_squares_beyond_float16_do_not_overflow() -> None:
+    x, beta, gamma, *_ = inputs((1, 16, 4, 4))
+    x = (500 * x.sign()).half()
+    with use_backend("triton"):
+        y = gdn(x.to(DEVICE), beta.float().to(DEVICE), gamma.float().to(DEVICE))
+    exact = kernels.gdn_ref(x.double(), beta, gamma, None, False)
+    torch.testing.assert_close(y.double().cpu(), exact, rtol=2e-3, atol=0)
+
+
+@pytest.mark.parametrize("chosen", BACKENDS)
+def test_layouts(chosen: str) -> None:
+    """Channels-last and strided maps, each tensor in a layout of its own, and no residual."""
+    x, beta, gamma, residual, _ = (t.float().to(PLACES[chosen]) for t in inputs((2, 40, 6, 5)))
+    last = torch.channels_last
+    with use_backend(chosen):
+        expected = gdn(x, beta, gamma, residual)
+        for a, b in ((x.to(memory_format=last), residual), (x, residual.to(memory_format=last))):
+            y = gdn(a, beta, gamma, b)
+            assert torch.equal(y, expected)
+            assert y.is_contiguous(memory_format=last) == a.is_contiguous(memory_format=last)
+        wide = torch.cat([x, residual], dim=1)
+        assert torch.equal(gdn(wide[:, :40], beta, gamma.t().contiguous().t(), wide[:, 40:]), expected)
+        torch.testing.assert_close(gdn(x, beta, gamma) + residual, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("chosen", BACKENDS)
+def test_runs_batches_and_surroundings_do_not_matter(chosen: str) -> None:
+    x, beta, gamma, residual, _ = (t.float().to(PLACES[chosen]) for t in inputs((3, 24, 5, 9)))
+    with use_backend(chosen):
+        batch = gdn(x, beta, gamma, residual, inverse=True)
+        assert torch.equal(batch, gdn(x, beta, gamma, residual, inverse=True))
+        for i in range(3):
+            assert torch.equal(gdn(x[i : i + 1], beta, gamma, residual[i : i + 1], inverse=True), batch[i : i + 1])
+
+
+@pytest.mark.skipif(MISSING["cpu"], reason="the CPU kernels are not built")
+@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])
+def test_instruction_sets_and_threads(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["generic", "avx2", "avx512"]
+    if names.index(isa) > names.index(backend.cpu_kernels.isa()):
+        pytest.skip(f"this processor has no {isa}")
+    tensors = inputs((1, 70, 24, 17))
+    x, beta, gamma, residual, _ = (t.float() for t in tensors)
+    monkeypatch.setenv("MLIC_FAST_ISA", isa)
+    threads = torch.get_num_threads()
+    with use_backend("cpu"):
+        y = gdn(x, beta, gamma, residual)
+        last = gdn(x.to(memory_format=torch.channels_last), beta, gamma, residual)
+        try:
+            torch.set_num_threads(1)
+            alone = gdn(x, beta, gamma, residual)
+        finally:
+            torch.set_num_threads(threads)
+    assert torch.equal(y, alone)
+    assert torch.equal(y, last)
+    exact = kernels.gdn_ref(*tensors[:4], False)
+    by_twin = kernels.gdn_ref(x, beta, gamma, residual, False)
+    assert (y - exact).abs().max() <= 2 * (by_twin - exact).abs().max() + 1e-6
+
+
+@pytest.mark.parametrize("inverse", [False, True], ids=["gdn", "inverse"])
+def test_torch_backend_is_compressai(inverse: bool) -> None:
+    module = GDN(24, inverse=inverse)
+    x, residual = torch.randn(2, 2, 24, 6, 5).unbind()
+    with use_backend("torch"):
+        assert torch.equal(normalise(module, x, residual), module(x) + residual)
+
+
+@pytest.mark.parametrize("inverse", [False, True], ids=["gdn", "inverse"])
+def test_twins_gradients(inverse: bool) -> None:
+    """The twin's autograd by differences, and the plain backward by the twin's autograd, both in float64."""
+    x, beta, gamma, residual, grad = inputs((1, 3, 2, 3))
+    leaves = [t.requires_grad_() for t in (x, beta, gamma, residual)]
+    assert torch.autograd.gradcheck(lambda *t: kernels.gdn_ref(*t, inverse), leaves)
+    expected = torch.autograd.grad(kernels.gdn_ref(*leaves, inverse), leaves[:3], grad)
+    for a, b in zip(kernels.gdn_backward_ref(grad, *leaves[:3], inverse), expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.skipif(MISSING["cpu"], reason="the CPU kernels are not built")
+def test_operator_is_registered_well() -> None:
+    x, beta, gamma, residual, _ = (t.float().requires_grad_() for t in inputs((2, 6, 3, 4)))
+    with use_backend("cpu"):
+        for arguments in (
+            (x, beta, gamma, residual, False),
+            (x.to(memory_format=torch.channels_last), beta, gamma, None, True),
+        ):
+            torch.library.opcheck(torch.ops.mlic_fast.gdn.default, arguments)
+
+
+@pytest.mark.skipif(MISSING["cpu"], reason="the CPU kernels are not built")
+def test_compiles_without_graph_breaks() -> None:
+    x, beta, gamma, residual, _ = (t.float() for t in inputs((1, 6, 4, 4)))
+    with use_backend("cpu"):
+        compiled = torch.compile(lambda *t: gdn(torch.sin(t[0]), *t[1:]) * 2, fullgraph=True, backend="aot_eager")
+        assert torch.equal(compiled(x, beta, gamma, residual), gdn(torch.sin(x), beta, gamma, residual) * 2)
+
+
+@pytest.mark.parametrize("chosen", BACKENDS)
+def test_what_does_not_fit_is_refused(chosen: str) -> None:
+    x, beta, gamma, residual, _ = (t.float().to(PLACES[chosen]) for t in inputs((1, 6, 4, 4)))
+    with use_backend(chosen):
+        with pytest.raises(BackendError, match=r"beta \[C\]"):
+            gdn(x, beta[:5], gamma)
+        with pytest.raises(BackendError, match="shape of x"):
+            gdn(x, beta, gamma, residual[:, :, :3])
+        with pytest.raises(BackendError, match="float64"):
+            gdn(x.double(), beta, gamma)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not CUDA, reason="no CUDA device")
+def test_published_size_on_the_gpu() -> None:
+    tensors = inputs((1, 192, 64, 96))
+    with use_backend("triton"):
+        found = results(operation, tensors, False, torch.float32, "cuda")
+    by_twin = results(twin, tensors, False, torch.float32, "cpu")
+    assert_close_as_twin(found, by_twin, results(twin, tensors, False, torch.float64, "cpu"))
