@@ -11,12 +11,12 @@
 namespace mlic {
 namespace {
 
-// 64 rows of 512 slots, the Gaussian tables' case, are 256 KiB: within a core's second-level cache.
-constexpr int kMaxBucketBits = 9;
+// 64 rows of 256 slots, the Gaussian tables' case, are 128 KiB: quick to be back in cache after other work.
+constexpr int kMaxBucketBits = 8;
 constexpr size_t kMaxSlots = size_t{1} << 17;
 
 // From here on a guess is right often enough to pay for the times when it is wrong.
-constexpr uint32_t kFavouriteFrequency = 63000;
+constexpr uint32_t kFavouriteFrequency = 40000;
 
 [[noreturn]] void refuse(size_t row, const std::string& what) {
   throw CodingError("coding table row " + std::to_string(row) + ": " + what);

@@ -25,9 +25,7 @@ def resolve_device(name: str | torch.device | None) -> torch.device:
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
-            raise DeviceError(
-                f"there is no device {device}: PyTorch finds {count} CUDA devices here"
-            )
+            raise DeviceError(f"there is no device {device}: PyTorch finds {count} CUDA devices here")
     elif device.type != "cpu":
         raise DeviceError(f"device {device} is not supported: use cpu, cuda or cuda:N")
     return device

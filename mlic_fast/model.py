@@ -14,12 +14,14 @@ from compressai.models import CompressionModel
 from compressai.ops import quantize_ste
 from torch import Tensor, nn
 
+from mlic_fast.backend import choose, plain_path
 from mlic_fast.config import ModelConfig
 from mlic_fast.entropy.coding_steps import Estimator, Reader, Writer
 from mlic_fast.entropy.factorized import decode_hyper_latent, encode_hyper_latent
 from mlic_fast.entropy.range_coder import Decoder, Encoder
 from mlic_fast.entropy.tables import coding_tables
 from mlic_fast.errors import BitstreamError, ImageError
+from mlic_fast.limits import Limits
 from mlic_fast.nn.analysis import AnalysisTransform
 from mlic_fast.nn.channel_context import ChannelContext
 from mlic_fast.nn.entropy_parameters import EntropyParameters
@@ -135,22 +137,34 @@ class MLICPlusPlus(CompressionModel):
         }
 
     @torch.no_grad()
-    def decompress(self, strings: Sequence[Sequence[bytes]], shape: Sequence[int]) -> dict[str, Any]:
+    def decompress(
+        self, strings: Sequence[Sequence[bytes]], shape: Sequence[int], limits: Limits | None = None
+    ) -> dict[str, Any]:
         """Decode what `compress` wrote.
 
-        strings, shape: as `compress` returns them.
+        strings, shape: as `compress` returns them. limits: what a picture may measure; None: Pillow's pixel limit.
         Returns {"x_hat": [B, 3, H, W], not clamped, "cost_time": seconds}.
         Raises BitstreamError if a string does not end as it must: it is damaged, or was written with
-        other weights, or its scales came out differently on the machine that wrote it.
+        other weights, or its scales came out differently on the machine that wrote it. LimitError if
+        `shape` is that of a larger picture than the limits allow.
         """
         device = self._medians().device
         start = self._seconds(device)
         y_string, z_strings, z_height, z_width = _checked_strings(strings, shape)
+        # of the smallest picture that is padded to this
+        width, height = ((side - 1) * PADDING_UNIT + 1 for side in (z_width, z_height))
+        (limits or Limits()).check(width, height, "the picture that shape stands for")
         with no_autocast(device):
             z_hat = decode_hyper_latent(self.entropy_bottleneck, self._medians(), z_strings, (z_height, z_width))
-            decoder = Decoder(coding_tables(self.gaussian_conditional), y_string)
-            y_hat = walk(self, self.h_s(z_hat), None, Reader(decoder, self.gaussian_conditional))
-            decoder.finish()
+            try:
+                y_hat = self._read_latent(z_hat, y_string)
+            except BitstreamError:
+                if choose(z_hat) == "torch":
+                    raise
+                # Written on another machine or by the official code, perhaps: there a scale next to a boundary
+                # may have come out on its other side. The official operators are the likeliest to do the same.
+                with plain_path():
+                    y_hat = self._read_latent(z_hat, y_string)
         x_hat = self._synthesise(y_hat)
         return {"x_hat": x_hat, "cost_time": self._seconds(device) - start}
 
@@ -210,12 +224,16 @@ class MLICPlusPlus(CompressionModel):
                 f"the model takes [B, 3, H, W] with H and W multiples of {PADDING_UNIT}, not {list(x.shape)}; "
                 "mlic_fast.image.pad_to_64 pads a picture"
             )
-        if torch.is_grad_enabled():
-            # PyTorch's CPU backward of a strided 1x1 convolution of 3 channels overruns its buffer for channels-last
-            x = x.contiguous()
         y = self.g_a(x.to(next(self.g_a.parameters()).dtype))
         z = self.h_a(y)
         return at_least_float32(y), at_least_float32(z)
+
+    def _read_latent(self, z_hat: Tensor, y_string: bytes) -> Tensor:
+        """ŷ from the y string. Raises BitstreamError unless the string ends as it must."""
+        decoder = Decoder(coding_tables(self.gaussian_conditional), y_string)
+        y_hat = walk(self, self.h_s(z_hat), None, Reader(decoder, self.gaussian_conditional))
+        decoder.finish()
+        return y_hat
 
     def _synthesise(self, y_hat: Tensor) -> Tensor:
         x_hat: Tensor = self.g_s(y_hat.to(next(self.g_s.parameters()).dtype))

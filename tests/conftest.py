@@ -98,7 +98,7 @@ class GivenSymbols:
         self.scales.append(scales)
         self.indexes.append(self._gaussian.build_indexes(scales.float()))
         end = self._position + scales.numel()
-        symbols = self._symbols[self._position : end].view(scales.shape)
+        symbols = self._symbols[self._position : end].view(scales.shape).to(means.device)
         self._position = end
         return unpack(symbols + means, colour)
 

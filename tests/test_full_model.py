@@ -19,5 +19,6 @@ def test_full_size_picture_through_strings(full_model: Any, test_image: Callable
     assert (decoded - estimated["x_hat"]).abs().max() < 1e-4
     written = 8 * sum(len(string) for part in coded["strings"] for string in part)
     bits = sum(-torch.log2(p).sum().item() for p in estimated["likelihoods"].values())
-    assert abs(written - bits) < 0.02 * bits
+    # The estimate charges 30 bits (its floor is 1e-9) for an outlier that an escape codes in fewer.
+    assert 0.9 * bits < written < 1.02 * bits
     assert 0.1 < written / (256 * 256) < 3  # of the order that trained weights give

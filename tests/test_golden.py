@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from mlic_fast.backend import use_backend
+
 Golden = Callable[[str], dict[str, np.ndarray]]
 
 # name, variant
@@ -38,7 +40,8 @@ def test_every_intermediate(name: str, variant: str, golden: Golden, small_model
         if path in data
     ]
     try:
-        with torch.no_grad():
+        # the plain path computes whole maps, as the official code does; tests/test_backends.py has the others
+        with use_backend("torch"), torch.no_grad():
             result = model(torch.from_numpy(data["x"]))
     finally:
         for hook in hooks:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mlic_fast import MLICPlusPlus, ModelConfig
-from mlic_fast.errors import BitstreamError, CodingError, ImageError, NonFiniteError
+from mlic_fast.errors import BitstreamError, CodingError, ImageError, LimitError, NonFiniteError
 
 Image = Callable[..., Tensor]
 
@@ -101,6 +101,8 @@ def test_damaged_strings_raise(small_model: Any, test_image: Image) -> None:
             small_model.decompress(strings, shape)
     with pytest.raises(BitstreamError, match="shape"):
         small_model.decompress([[y], [z]], (0, 1))
+    with pytest.raises(LimitError):
+        small_model.decompress([[y], [z]], (1 << 20, 1 << 20))
     with pytest.raises(BitstreamError, match="strings"):
         small_model.decompress([[y, y], [z]], shape)
     with pytest.raises(BitstreamError):
@@ -247,6 +249,11 @@ def test_channels_last_pictures_decode_to_what_was_encoded(small_model: Any, tes
     assert torch.equal(*latents)
 
 
-def test_training_takes_channels_last_pictures(test_image: Image) -> None:
-    model = MLICPlusPlus(ModelConfig(N=16, M=32, slice_num=1)).train()
-    model(test_image(64, 64, 17).to(memory_format=torch.channels_last))["x_hat"].sum().backward()
+def test_training_takes_channels_last_layout(test_image: Image) -> None:
+    gradients = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        model = MLICPlusPlus(ModelConfig(N=16, M=32, slice_num=1)).train().to(memory_format=layout)
+        model(test_image(64, 64, 17).to(memory_format=layout))["x_hat"].square().sum().backward()
+        gradients.append(model.g_a.analysis_transform[0].skip.weight.grad)
+    assert (gradients[0] - gradients[1]).abs().max() < 1e-3 * gradients[0].abs().max()

@@ -48,7 +48,7 @@ def commands() -> list[str]:
 @pytest.mark.parametrize("line", commands())
 def test_every_command_parses(line: str) -> None:
     words = shlex.split(line, comments=True)[1:]
-    for separator in ("|", ">", "&&"):
+    for separator in ("|", "<", ">", "&&"):
         if separator in words:
             words = words[: words.index(separator)]
     build_parser().parse_args(words)

@@ -12,6 +12,7 @@ from typing import Any
 
 import mlic_fast
 from mlic_fast.cli import common
+from mlic_fast.errors import BackendError
 
 DESCRIPTION = "Say what is installed, which devices and weights are there, and which backends are in use and why."
 
@@ -30,7 +31,7 @@ def run(options: argparse.Namespace) -> None:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "packages": {name: _version(name) for name in _PACKAGES},
-        "extensions": {name: _extension(name) for name in ("_range_coder",)},
+        "extensions": {name: _extension(name) for name in ("_range_coder", "_cpu_kernels")},
         "devices": _devices(),
         "backend": _backend(),
         "models": _models(),
@@ -71,7 +72,23 @@ def _devices() -> dict[str, str]:
 
 
 def _backend() -> dict[str, str]:
-    return {"torch": "in use on every device: the plain PyTorch operators; it is the only backend of this release"}
+    import torch
+
+    from mlic_fast import backend
+
+    facts: dict[str, str] = {}
+    for name, why_not in backend.report().items():
+        facts[name] = "can run here" if why_not is None else f"cannot run: {why_not}"
+    asked_for = os.environ.get(backend.VARIABLE)
+    reason = f"{backend.VARIABLE}={asked_for}" if asked_for else "chosen by itself"
+    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        try:
+            chosen = backend.choose(torch.empty(1, device=device))
+        except BackendError as error:
+            facts[f"in use on {device}"] = f"none: {error}"
+        else:
+            facts[f"in use on {device}"] = f"{chosen} ({reason})"
+    return facts
 
 
 def _models() -> dict[str, str]:

@@ -8,6 +8,7 @@ import importlib
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 
 import mlic_fast
@@ -73,6 +74,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. `arguments`: without the program's name; None: sys.argv's."""
     options = build_parser().parse_args(arguments)
+    # CompressAI still calls what PyTorch deprecates; that is no news to whoever encodes a picture.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.jit")
     # A terminated process cleans up after itself as an interrupted one does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:

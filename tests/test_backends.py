@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole model on every backend: golden data, the same decisions, and the way back to the plain path."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mlic_fast import MLICPlusPlus, ModelConfig, backend
+from mlic_fast.checkerboard import Pass, keep
+from mlic_fast.entropy.coding_steps import Estimator
+from mlic_fast.entropy.factorized import decode_hyper_latent
+from mlic_fast.errors import BackendError, BitstreamError
+from mlic_fast.nn import local_context
+from mlic_fast.nn.slices import walk
+
+Golden = Callable[[str], dict[str, np.ndarray]]
+ROWS = [
+    pytest.param("small_128x192_b1", "new", id="128x192"),
+    pytest.param("small_64x128_b2", "new", id="64x128-batch-2"),
+    pytest.param("small_old_64x128_b1", "old", id="64x128-old"),
+]
+
+
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.fixture(params=["torch", "cpu", pytest.param("triton", marks=[pytest.mark.cuda, CUDA])])
+def on_backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    # g_a, h_a and g_s may run in TF32; golden numbers are float32's
+    tf32 = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    with backend.use_backend(request.param):
+        yield request.param
+    torch.backends.cudnn.allow_tf32 = tf32
+
+
+def placed(model: Any, backend_name: str) -> tuple[Any, torch.device]:
+    """The model on the device that the backend works on."""
+    if backend_name == "triton":
+        return copy.deepcopy(model).cuda(), torch.device("cuda")
+    return model, torch.device("cpu")
+
+
+def _decoded_z(model: Any, data: dict[str, np.ndarray]) -> torch.Tensor:
+    strings = [data[f"z_string.{item}"].tobytes() for item in range(data["x"].shape[0])]
+    with torch.no_grad():
+        return decode_hyper_latent(model.entropy_bottleneck, model._medians(), strings, tuple(data["shape"]))
+
+
+@pytest.mark.parametrize(("name", "variant"), ROWS)
+def test_golden_files(
+    on_backend: str, name: str, variant: str, golden: Golden, small_models: dict[str, Any], given_symbols: Any
+) -> None:
+    data = golden(name)
+    model, device = placed(small_models[variant], on_backend)
+    _, seen = given_symbols(model, _decoded_z(model, data), data["symbols"])
+    indexes = torch.cat([index.flatten() for index in seen.indexes]).cpu().numpy()
+    assert (indexes != data["indexes"]).sum() <= 1
+    z_strings = [data[f"z_string.{item}"].tobytes() for item in range(data["x"].shape[0])]
+    decoded = model.decompress([[data["y_string"].tobytes()], z_strings], data["shape"])["x_hat"].cpu().numpy()
+    assert np.abs(decoded - data["decoded"]).max() <= 1e-5 * np.abs(data["decoded"]).max()
+    with torch.no_grad():
+        estimated = model(torch.from_numpy(data["x"]).to(device))["x_hat"].cpu().numpy()
+    assert np.abs(estimated - data["x_hat"]).max() <= 1e-5 * np.abs(data["x_hat"]).max()
+
+
+@pytest.mark.parametrize(("name", "variant"), ROWS)
+def test_golden_contexts_where_they_are_used(
+    on_backend: str, name: str, variant: str, golden: Golden, small_models: dict[str, Any]
+) -> None:
+    data = golden(name)
+    model, device = placed(small_models[variant], on_backend)
+    seen: dict[str, torch.Tensor] = {}
+    hooks = [
+        module.register_forward_hook(lambda _, __, output, path=path: seen.__setitem__(path, output))
+        for path, module in model.named_modules()
+        if path in data
+    ]
+    with torch.no_grad():
+        model(torch.from_numpy(data["x"]).to(device))
+    for hook in hooks:
+        hook.remove()
+    colours = {"local_context": Pass.NONANCHOR, "nonanchor": Pass.NONANCHOR, "anchor": Pass.ANCHOR}
+    checked = 0
+    for path, output in seen.items():
+        stem = path.split(".")[0]
+        colour = next((colour for word, colour in colours.items() if stem.endswith(word)), None)
+        output, expected = output.cpu(), torch.from_numpy(data[path])
+        if colour is not None:
+            output, expected = keep(output, colour), keep(expected, colour)
+        assert (output - expected).abs().max() <= 1e-5 * expected.abs().max(), path
+        checked += 1
+    assert checked >= 18
+
+
+@pytest.mark.parametrize("writer", ["torch", "cpu"])
+@pytest.mark.parametrize("reader", ["torch", "cpu"])
+def test_one_backend_reads_what_another_wrote(
+    small_model: Any, test_image: Callable[..., torch.Tensor], writer: str, reader: str
+) -> None:
+    with backend.use_backend(writer):
+        coded = small_model.compress(test_image(128, 64, 40))
+    with backend.use_backend(reader):
+        x_hat = small_model.decompress(coded["strings"], coded["shape"])["x_hat"]
+    with backend.use_backend("torch"):
+        expected = small_model.decompress(coded["strings"], coded["shape"])["x_hat"]
+    assert (x_hat - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_a_stream_that_kernels_cannot_follow_is_read_on_the_plain_path(
+    small_model: Any, test_image: Callable[..., torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with backend.use_backend("torch"):
+        coded = small_model.compress(test_image(128, 128, 41))
+        expected = small_model.decompress(coded["strings"], coded["shape"])["x_hat"]
+    right = local_context.local_attention
+
+    def wrong(*arguments: Any) -> torch.Tensor:
+        return right(*arguments) * 1.01
+
+    monkeypatch.setattr(local_context, "local_attention", wrong)
+    with backend.use_backend("cpu"):
+        x_hat = small_model.decompress(coded["strings"], coded["shape"])["x_hat"]
+        assert (x_hat - expected).abs().max() < 1e-5 * expected.abs().max()
+        (y,), z = coded["strings"]
+        with pytest.raises(BitstreamError):
+            small_model.decompress([[y[:-4]], z], coded["shape"])
+        assert backend.choose(expected) == "cpu"  # the way back is over
+
+
+def test_a_backend_that_cannot_run_is_an_error(small_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(backend.VARIABLE, "abacus")
+    with pytest.raises(BackendError, match="abacus"):
+        small_model.compress(torch.zeros(1, 3, 64, 64))
+    monkeypatch.setenv(backend.VARIABLE, "torch")
+    assert backend.choose(torch.zeros(1)) == "torch"
+
+
+@pytest.mark.skipif(backend.report()["cpu"] is not None, reason="the C++ kernels are not built")
+def test_threads_and_repetition_change_no_bit(small_model: Any, test_image: Callable[..., torch.Tensor]) -> None:
+    x = test_image(128, 128, 42)
+    with backend.use_backend("cpu"), torch.no_grad():
+        expected = small_model.compress(x)["strings"]
+        assert small_model.compress(x)["strings"] == expected
+
+
+def test_transforms_and_walk_compile_as_one_graph(on_backend: str, test_image: Callable[..., torch.Tensor]) -> None:
+    torch.manual_seed(0)
+    untrained = MLICPlusPlus(ModelConfig(N=16, M=64, slice_num=2)).eval()
+    untrained.update()
+    model, device = placed(untrained, on_backend)
+    x, z_hat = test_image(64, 64, 43).to(device), torch.randn(1, 16, 1, 1).to(device)
+
+    def through(x: torch.Tensor, z_hat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        estimator = Estimator(model.gaussian_conditional)
+        y_hat = walk(model, model.h_s(z_hat), model.g_a(x), estimator)
+        return model.g_s(y_hat), estimator.likelihoods()
+
+    torch._dynamo.reset()
+    compiled = torch.compile(through, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        for actual, expected in zip(compiled(x, z_hat), through(x, z_hat), strict=True):
+            assert (actual - expected).abs().max() <= 1e-5 * expected.abs().max()
+    x_hat, likelihoods = compiled(x, z_hat)
+    (x_hat.sum() + likelihoods.log().sum()).backward()
+    assert torch.isfinite(model.g_a.analysis_transform[0].conv1.weight.grad).all()
