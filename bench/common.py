@@ -160,7 +160,10 @@ def commit() -> str:
         )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return run.stdout.strip()
+    changes = subprocess.run(
+        ["git", "status", "--porcelain", "--untracked-files=no"], cwd=root, capture_output=True, text=True, check=False
+    )
+    return run.stdout.strip() + ("-dirty" if changes.stdout.strip() else "")
 
 
 def show(rows: list[Row], device: torch.device) -> None:

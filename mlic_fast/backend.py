@@ -76,7 +76,7 @@ def choose(x: Tensor) -> Backend:
     """
     if getattr(_thread, "plain", False):
         return "torch"
-    wanted = _forced or _known(os.environ.get(VARIABLE) or "auto")
+    wanted = _wanted()
     on_cpu, on_cuda = x.device.type == "cpu", x.device.type == "cuda"
     if wanted == "torch":
         return "torch"
@@ -105,6 +105,11 @@ def choose(x: Tensor) -> Backend:
     return "torch"
 
 
+def is_named() -> bool:
+    """Whether `use_backend` or MLIC_FAST_BACKEND names a backend, so that none is to be preferred to it."""
+    return _wanted() != "auto"
+
+
 def report() -> dict[Backend, str | None]:
     """Backend → None if it can run here, or why it cannot."""
     import torch
@@ -112,7 +117,17 @@ def report() -> dict[Backend, str | None]:
     no_triton = language.WHY_NOT
     if no_triton is None and not torch.cuda.is_available() and not language.INTERPRETED:
         no_triton = "PyTorch finds no CUDA device"
-    return {"torch": None, "triton": no_triton, "cpu": _no_cpu_kernels}
+    no_cpu = _no_cpu_kernels
+    if no_cpu is None:
+        try:
+            cpu_kernels.isa()
+        except BackendError as error:  # MLIC_FAST_ISA names something that is not there
+            no_cpu = str(error)
+    return {"torch": None, "triton": no_triton, "cpu": no_cpu}
+
+
+def _wanted() -> str:
+    return _forced or _known(os.environ.get(VARIABLE) or "auto")
 
 
 def _known(name: str) -> str:

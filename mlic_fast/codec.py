@@ -3,33 +3,28 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from mlic_fast.backend import plain_path
 from mlic_fast.bitstream import container, official, sniff
 from mlic_fast.checkpoint import fingerprint
 from mlic_fast.device import memory_errors, resolve_device
-from mlic_fast.errors import DeviceError, WrongWeightsError
+from mlic_fast.errors import BitstreamError, DeviceError, LimitError, WrongWeightsError
 from mlic_fast.image import Mode, Padding, crop, open_image, pad_to_64, to_picture, to_tensor
 from mlic_fast.limits import Limits
-from mlic_fast.model import MLICPlusPlus
+from mlic_fast.model import MLICPlusPlus, fingerprints
 from mlic_fast.registry import DEFAULT_MODEL, find_by_fingerprint, resolve
-from mlic_fast.remember import Remembered
 
 if TYPE_CHECKING:
     from PIL import Image
 
 FileFormat = Literal["mlic", "official"]
 Model = MLICPlusPlus | str | PathLike[str] | None
-
-_fingerprints: Remembered[bytes] = Remembered()
 
 
 def encode(
@@ -51,13 +46,19 @@ def encode(
 
     Raises FileNotFoundError, ImageError, LimitError, CheckpointError, WrongWeightsError, DeviceError.
     """
+    if format not in get_args(FileFormat):
+        raise BitstreamError(f"there is no file format {format!r}: use one of {', '.join(get_args(FileFormat))}")
+    if limits is not None and not isinstance(limits, Limits):
+        raise LimitError(f"limits must be a mlic_fast.limits.Limits, not {limits!r}")
     picture = open_image(image, limits)
-    network = open_model(model, device)
-    with _operators_for(format), memory_errors(f"encoding {picture.width} x {picture.height} pixels"):
+    with memory_errors(f"encoding {picture.width} x {picture.height} pixels"):
+        network = open_model(model, device)
+        # before the work: a model whose weights cannot be named is refused
+        own = b"" if format == "official" else model_fingerprint(network)[: container.FINGERPRINT_BYTES]
         # The official rule is zeros. Fading out costs fewer bits, and decoding does not depend on it.
         padding: Padding = "zero" if format == "official" else "fade"
         x = pad_to_64(to_tensor(picture).to(_device_of(network)), padding)
-        coded = network.compress(x)
+        coded = network.compress(x, exact=format == "official")
     (y,), (z,) = coded["strings"]
     if format == "official":
         return official.write(official.OfficialFile(height=picture.height, width=picture.width, y=y, z=z))
@@ -68,7 +69,7 @@ def encode(
             mode=picture.mode,
             variant=network.config.variant,
             model_name=container.fit_name(network.name),
-            fingerprint=model_fingerprint(network)[: container.FINGERPRINT_BYTES],
+            fingerprint=own,
             z=z,
             y=y,
             padding=padding,
@@ -94,7 +95,8 @@ def decode(
     WrongWeightsError where the weights are not those of the file or are not at hand, LimitError, DeviceError.
     """
     x_hat, mode = decode_tensor(data, model, device=device, limits=limits)
-    return to_picture(x_hat, mode)
+    with memory_errors("making a picture"):
+        return to_picture(x_hat, mode)
 
 
 def decode_tensor(
@@ -106,33 +108,35 @@ def decode_tensor(
 ) -> tuple[Tensor, Mode]:
     """As `decode`, but the model's own output: float [1, 3, H, W], neither clamped nor rounded."""
     file = _read(data, limits)
-    network = open_model_of(file, model, device)
     height, width = file.height, file.width
-    format: FileFormat = "mlic" if isinstance(file, container.Mlic) else "official"
-    with _operators_for(format), memory_errors(f"decoding {width} x {height} pixels"):
-        x_hat = network.decompress([[file.y], [file.z]], file.z_shape, limits)["x_hat"]
+    exact = isinstance(file, official.OfficialFile)
+    with memory_errors(f"decoding {width} x {height} pixels"):
+        network = open_model_of(file, model, device)
+        x_hat = network.decompress([[file.y], [file.z]], file.z_shape, exact=exact, limits=limits)["x_hat"]
     return crop(x_hat, height, width), file.mode if isinstance(file, container.Mlic) else "rgb"
 
 
 def model_fingerprint(model: MLICPlusPlus) -> bytes:
     """SHA-256 over the model's weights and coding tables (32 bytes), remembered until they change.
 
-    Raises WrongWeightsError for a model with 16-bit weights: they are others than those that
-    whoever decodes has.
+    Raises WrongWeightsError for a model whose weights are not float32: they are others than those that
+    whoever decodes has. Writing to weights through `.data` is not noticed: call the model's refresh().
     """
     state = model.state_dict(keep_vars=True)
-    if any(tensor.is_floating_point() and tensor.element_size() < 4 for tensor in state.values()):
+    other = {str(tensor.dtype) for tensor in state.values() if tensor.is_floating_point()} - {"torch.float32"}
+    if other:
         raise WrongWeightsError(
-            "the model has 16-bit weights, which files cannot be written with: keep the weights in float32 and "
-            "run the model under torch.autocast instead"
+            f"the model has {', '.join(sorted(other))} weights, which files cannot be written or read with: keep the "
+            "weights in float32, and for 16-bit arithmetic run the model under torch.autocast"
         )
-    return _fingerprints.get(model, state.values(), lambda: fingerprint(state))
+    return fingerprints.get(model, state.values(), lambda: fingerprint(state))
 
 
 def open_model(model: Model = None, device: str | torch.device | None = None) -> MLICPlusPlus:
     """The model that `encode` uses for these arguments. Models from files are kept for later calls."""
     if isinstance(model, MLICPlusPlus):
-        if device is not None and resolve_device(device).type != _device_of(model).type:
+        wanted, here = None if device is None else resolve_device(device), _device_of(model)
+        if wanted is not None and (wanted.type != here.type or wanted.index not in (None, here.index)):
             raise DeviceError(f"the model is on {_device_of(model)}, not on {device}: move it there with model.to()")
         return model
     path = resolve(DEFAULT_MODEL if model is None else model)
@@ -145,7 +149,7 @@ def open_model_of(data: Any, model: Model = None, device: str | torch.device | N
 
     Raises what `decode` raises, WrongWeightsError above all.
     """
-    file = _read(data, None) if isinstance(data, (bytes, bytearray, memoryview)) else data
+    file = data if isinstance(data, (container.Mlic, official.OfficialFile)) else _read(data, None)
     if isinstance(file, official.OfficialFile):
         if model is None:
             raise WrongWeightsError(
@@ -164,15 +168,11 @@ def open_model_of(data: Any, model: Model = None, device: str | torch.device | N
     return network
 
 
-def _operators_for(format: FileFormat) -> AbstractContextManager[None]:
-    """The official layout is for exchange with the official code, so it gets the official operators.
-
-    Kernels round differently in the last bits; about one symbol in 300,000 would get another table index.
-    """
-    return plain_path() if format == "official" else nullcontext()
-
-
 def _read(data: bytes | bytearray | memoryview, limits: Limits | None) -> container.Mlic | official.OfficialFile:
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise BitstreamError(f"a compressed file's bytes are wanted, not {type(data).__name__}: read the file first")
+    if limits is not None and not isinstance(limits, Limits):
+        raise LimitError(f"limits must be a mlic_fast.limits.Limits, not {limits!r}")
     if sniff(data) == "official":
         return official.read(data, limits)
     return container.read(data, limits)  # also says best what is wrong with anything else

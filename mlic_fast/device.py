@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from mlic_fast.errors import DeviceError
+from mlic_fast.errors import CheckpointError, DeviceError
 
 
 def resolve_device(name: str | torch.device | None) -> torch.device:
@@ -38,11 +38,20 @@ def memory_errors(what: str) -> Iterator[None]:
         yield
     except (torch.cuda.OutOfMemoryError, MemoryError) as error:
         raise DeviceError(_out_of_memory(what)) from error
-    except RuntimeError as error:
-        # the CPU allocator has no class of its own
-        if "not enough memory" in str(error) or "can't allocate memory" in str(error):
+    except (RuntimeError, CheckpointError) as error:
+        # the CPU's allocator and CUDA's libraries have no class of their own for it
+        if is_memory_error(error):
             raise DeviceError(_out_of_memory(what)) from error
         raise
+
+
+_MEMORY_WORDS = ("not enough memory", "allocate memory", "unable to mmap", "ALLOC_FAILED", "bad_alloc")
+
+
+def is_memory_error(error: BaseException) -> bool:
+    """Whether an exception of PyTorch, or one that it was raised from, is about memory."""
+    words = str(error) + str(error.__cause__ or "")
+    return isinstance(error, MemoryError) or any(word in words for word in _MEMORY_WORDS)
 
 
 def _out_of_memory(what: str) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,8 +184,10 @@ def _from_file(source: Path | io.BytesIO, name: str, limits: Limits) -> Picture:
         raise ImageError(f"{name} is a folder: give the name of a picture in it")
     Image.init()
     formats = [key for key in Image.OPEN if key not in _REFUSED_FORMATS]
-    with _errors_of_ours(name), Image.open(source, formats=formats) as image:
-        return _from_pil(image, name, limits)
+    with warnings.catch_warnings(), _errors_of_ours(name):
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `limits` decides, and says so
+        with Image.open(source, formats=formats) as image:
+            return _from_pil(image, name, limits)
 
 
 @contextlib.contextmanager

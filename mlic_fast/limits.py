@@ -44,5 +44,5 @@ class Limits:
         if self.pixels is not None and width * height > self.pixels:
             raise LimitError(
                 f"{what} is {width} x {height}, {width * height:,} pixels; the limit is {self.pixels:,}. "
-                "If you trust where it comes from, raise PIL.Image.MAX_IMAGE_PIXELS (None: no limit)"
+                "If you trust where it comes from, raise PIL.Image.MAX_IMAGE_PIXELS (None: no limit) in Python"
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from os import PathLike
 from typing import Any
 
@@ -14,12 +15,13 @@ from compressai.models import CompressionModel
 from compressai.ops import quantize_ste
 from torch import Tensor, nn
 
-from mlic_fast.backend import choose, plain_path
+from mlic_fast.backend import choose, is_named, plain_path
 from mlic_fast.config import ModelConfig
+from mlic_fast.device import memory_errors, resolve_device
 from mlic_fast.entropy.coding_steps import Estimator, Reader, Writer
 from mlic_fast.entropy.factorized import decode_hyper_latent, encode_hyper_latent
 from mlic_fast.entropy.range_coder import Decoder, Encoder
-from mlic_fast.entropy.tables import coding_tables
+from mlic_fast.entropy.tables import coding_tables, forget_tables
 from mlic_fast.errors import BitstreamError, ImageError
 from mlic_fast.limits import Limits
 from mlic_fast.nn.analysis import AnalysisTransform
@@ -32,9 +34,13 @@ from mlic_fast.nn.residual_prediction import LatentResidualPrediction
 from mlic_fast.nn.slices import walk
 from mlic_fast.nn.synthesis import SynthesisTransform
 from mlic_fast.precision import KeepsFloat32, at_least_float32, no_autocast
+from mlic_fast.remember import Remembered
 
 # Images are coded in units of this many pixels a side: 16 by g_a, 4 more by h_a.
 PADDING_UNIT = 64
+
+# SHA-256 over a model's weights and tables
+fingerprints: Remembered[bytes] = Remembered()
 
 _TABLES = ("_quantized_cdf", "_offset", "_cdf_length", "scale_table")
 
@@ -114,22 +120,25 @@ class MLICPlusPlus(CompressionModel):
         }
 
     @torch.no_grad()
-    def compress(self, x: Tensor) -> dict[str, Any]:
+    def compress(self, x: Tensor, *, exact: bool = True) -> dict[str, Any]:
         """Code x into strings.
 
         x: float [B, 3, H, W] in [0, 1], H and W multiples of 64.
+        exact: take the official operators, so that the official code decodes the strings; False: take kernels,
+            whose scales differ in the last bits. A backend named by MLIC_FAST_BACKEND goes before either.
         Returns {"strings": [[y string], [z string of each item]], "shape": z's height and width,
         "cost_time": seconds}. The y string holds the whole batch.
         Raises ImageError for other shapes, NonFiniteError where values are not finite, CodingError
         where tables are missing or a symbol is out of the coder's range.
         """
         start = self._seconds(x.device)
-        y, z = self._analyse(x)
-        with no_autocast(x.device):
-            z_strings, z_hat = encode_hyper_latent(self.entropy_bottleneck, self._medians(), z)
-            encoder = Encoder(coding_tables(self.gaussian_conditional))
-            walk(self, self.h_s(z_hat), y, Writer(encoder, self.gaussian_conditional))
-            y_string = encoder.finish()
+        with _operators(exact):
+            y, z = self._analyse(x)
+            with no_autocast(x.device):
+                z_strings, z_hat = encode_hyper_latent(self.entropy_bottleneck, self._medians(), z)
+                encoder = Encoder(coding_tables(self.gaussian_conditional))
+                walk(self, self.h_s(z_hat), y, Writer(encoder, self.gaussian_conditional))
+                y_string = encoder.finish()
         return {
             "strings": [[y_string], z_strings],
             "shape": z.shape[-2:],
@@ -138,11 +147,17 @@ class MLICPlusPlus(CompressionModel):
 
     @torch.no_grad()
     def decompress(
-        self, strings: Sequence[Sequence[bytes]], shape: Sequence[int], limits: Limits | None = None
+        self,
+        strings: Sequence[Sequence[bytes]],
+        shape: Sequence[int],
+        *,
+        exact: bool = True,
+        limits: Limits | None = None,
     ) -> dict[str, Any]:
         """Decode what `compress` wrote.
 
-        strings, shape: as `compress` returns them. limits: what a picture may measure; None: Pillow's pixel limit.
+        strings, shape: as `compress` returns them. exact: as they were written; where the one way fails, the
+        other is tried. limits: what a picture may measure; None: Pillow's pixel limit.
         Returns {"x_hat": [B, 3, H, W], not clamped, "cost_time": seconds}.
         Raises BitstreamError if a string does not end as it must: it is damaged, or was written with
         other weights, or its scales came out differently on the machine that wrote it. LimitError if
@@ -156,17 +171,19 @@ class MLICPlusPlus(CompressionModel):
         (limits or Limits()).check(width, height, "the picture that shape stands for")
         with no_autocast(device):
             z_hat = decode_hyper_latent(self.entropy_bottleneck, self._medians(), z_strings, (z_height, z_width))
-            try:
-                y_hat = self._read_latent(z_hat, y_string)
-            except BitstreamError:
-                if choose(z_hat) == "torch":
-                    raise
-                # Written on another machine or by the official code, perhaps: there a scale next to a boundary
-                # may have come out on its other side. The official operators are the likeliest to do the same.
-                with plain_path():
-                    y_hat = self._read_latent(z_hat, y_string)
-        x_hat = self._synthesise(y_hat)
+            y_hat = self._read_latent(z_hat, y_string, exact)
+        with _operators(exact):
+            x_hat = self._synthesise(y_hat)
         return {"x_hat": x_hat, "cost_time": self._seconds(device) - start}
+
+    def refresh(self) -> None:
+        """Forget what was derived from weights and tables: call it after writing to them through `.data`.
+
+        Other changes (load_state_dict, optimizer steps, in-place operators) are noticed without it.
+        """
+        fingerprints.forget(self)
+        forget_tables(self.entropy_bottleneck)
+        forget_tables(self.gaussian_conditional)
 
     def update_resolutions(self, height: int, width: int) -> None:
         """Accepted for the official test script's sake: nothing here depends on an earlier resolution."""
@@ -204,11 +221,14 @@ class MLICPlusPlus(CompressionModel):
     def from_checkpoint(cls, path: str | PathLike[str], device: str | torch.device = "cpu") -> MLICPlusPlus:
         """A model in evaluation mode with the weights of an official, CompressAI or native file.
 
-        Raises FileNotFoundError, or CheckpointError saying what is wrong with the file.
+        device: as for torch, or "auto": the first CUDA device, or else the CPU.
+        Raises DeviceError, FileNotFoundError, or CheckpointError saying what is wrong with the file.
         """
         from mlic_fast.checkpoint import read_checkpoint
 
-        return cls._from_checkpoint(read_checkpoint(path)).to(device)
+        place = resolve_device(device)
+        with memory_errors(f"loading {path}"):
+            return cls._from_checkpoint(read_checkpoint(path)).to(place)
 
     @classmethod
     def _from_checkpoint(cls, checkpoint: Any) -> MLICPlusPlus:
@@ -219,6 +239,8 @@ class MLICPlusPlus(CompressionModel):
 
     def _analyse(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """y and z of x, in at least float32."""
+        if not x.is_floating_point():
+            raise ImageError(f"the model takes float values in [0, 1], not {x.dtype}: divide 8-bit values by 255")
         if x.dim() != 4 or x.shape[1] != 3 or x.shape[2] % PADDING_UNIT or x.shape[3] % PADDING_UNIT or not x.numel():
             raise ImageError(
                 f"the model takes [B, 3, H, W] with H and W multiples of {PADDING_UNIT}, not {list(x.shape)}; "
@@ -228,12 +250,27 @@ class MLICPlusPlus(CompressionModel):
         z = self.h_a(y)
         return at_least_float32(y), at_least_float32(z)
 
-    def _read_latent(self, z_hat: Tensor, y_string: bytes) -> Tensor:
+    def _read_latent(self, z_hat: Tensor, y_string: bytes, exact: bool) -> Tensor:
         """ŷ from the y string. Raises BitstreamError unless the string ends as it must."""
-        decoder = Decoder(coding_tables(self.gaussian_conditional), y_string)
-        y_hat = walk(self, self.h_s(z_hat), None, Reader(decoder, self.gaussian_conditional))
-        decoder.finish()
-        return y_hat
+
+        def read() -> Tensor:
+            decoder = Decoder(coding_tables(self.gaussian_conditional), y_string)
+            y_hat = walk(self, self.h_s(z_hat), None, Reader(decoder, self.gaussian_conditional))
+            decoder.finish()
+            return y_hat
+
+        with _operators(exact):
+            plain = choose(z_hat) == "torch"
+            try:
+                return read()
+            except BitstreamError as error:
+                failure = error
+        if plain and choose(z_hat) == "torch":
+            raise failure
+        # Perhaps it was written the other way: there a scale next to a table's boundary may come out on the
+        # boundary's other side, and everything after it is different.
+        with nullcontext() if plain else plain_path():
+            return read()
 
     def _synthesise(self, y_hat: Tensor) -> Tensor:
         x_hat: Tensor = self.g_s(y_hat.to(next(self.g_s.parameters()).dtype))
@@ -250,15 +287,23 @@ class MLICPlusPlus(CompressionModel):
         return time.perf_counter()
 
 
+def _operators(exact: bool) -> AbstractContextManager[None]:
+    """The official operators if `exact` and nobody names a backend, else those of the backend."""
+    return plain_path() if exact and not is_named() else nullcontext()
+
+
 def _checked_strings(
     strings: Sequence[Sequence[bytes]], shape: Sequence[int]
 ) -> tuple[bytes, Sequence[bytes], int, int]:
     """Take apart what `compress` returned: y string, z strings, z's height and width."""
-    if len(strings) != 2 or len(strings[0]) != 1 or not strings[1]:
-        raise BitstreamError(
-            "strings must be [[y string], [z string of each item]]: "
-            f"got {len(strings)} lists of {[len(part) for part in strings]} strings"
-        )
+    if (
+        not isinstance(strings, (list, tuple))
+        or len(strings) != 2
+        or not all(isinstance(part, (list, tuple)) and len(part) > 0 for part in strings)
+        or len(strings[0]) != 1
+        or not all(isinstance(string, (bytes, bytearray, memoryview)) for part in strings for string in part)
+    ):
+        raise BitstreamError("strings must be [[y string], [z string of each item]], as compress returns them")
     if len(shape) != 2 or min(shape) < 1:
         raise BitstreamError(f"shape must be z's height and width, both positive, not {tuple(shape)}")
     return strings[0][0], strings[1], int(shape[0]), int(shape[1])
@@ -269,7 +314,8 @@ def load(path_or_name: str | PathLike[str], device: str | torch.device = "cpu") 
 
     path_or_name: a file (official, CompressAI's or native), or a name: a bundled model
         ("mlicpp-small") or one found in MLIC_FAST_MODELS.
-    Raises FileNotFoundError, CheckpointError or WrongWeightsError saying what was looked for and where.
+    device: as for torch, or "auto": the first CUDA device, or else the CPU.
+    Raises FileNotFoundError, CheckpointError or WrongWeightsError saying what was looked for and where, DeviceError.
     """
     from mlic_fast.registry import resolve
 

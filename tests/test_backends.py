@@ -142,12 +142,48 @@ def test_a_backend_that_cannot_run_is_an_error(small_model: Any, monkeypatch: py
     assert backend.choose(torch.zeros(1)) == "torch"
 
 
-@pytest.mark.skipif(backend.report()["cpu"] is not None, reason="the C++ kernels are not built")
-def test_threads_and_repetition_change_no_bit(small_model: Any, test_image: Callable[..., torch.Tensor]) -> None:
+@pytest.mark.parametrize("exact", [True, False])
+def test_repetition_changes_no_bit(small_model: Any, test_image: Callable[..., torch.Tensor], exact: bool) -> None:
     x = test_image(128, 128, 42)
-    with backend.use_backend("cpu"), torch.no_grad():
+    first = small_model.compress(x, exact=exact)
+    assert small_model.compress(x, exact=exact)["strings"] == first["strings"]
+    pictures = [small_model.decompress(first["strings"], first["shape"], exact=exact)["x_hat"] for _ in range(2)]
+    assert torch.equal(*pictures)
+
+
+def test_strings_are_the_plain_path_s_unless_told_otherwise(
+    small_model: Any, test_image: Callable[..., torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = test_image(128, 128, 44)
+    with backend.use_backend("torch"):
         expected = small_model.compress(x)["strings"]
-        assert small_model.compress(x)["strings"] == expected
+        x_hat = small_model.decompress(expected, (2, 2))["x_hat"]
+    taken: list[str] = []
+    choose = local_context.backend.choose
+
+    def spy(tensor: torch.Tensor) -> Any:
+        taken.append(choose(tensor))
+        return taken[-1]
+
+    monkeypatch.setattr(local_context.backend, "choose", spy)
+    assert small_model.compress(x)["strings"] == expected
+    assert torch.equal(small_model.decompress(expected, (2, 2))["x_hat"], x_hat)
+    assert set(taken) == {"torch"}
+    taken.clear()
+    small_model.compress(x, exact=False)
+    assert set(taken) == {backend.choose(x)}
+
+
+def test_strings_of_kernels_are_read_by_the_default(
+    small_model: Any, test_image: Callable[..., torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = local_context.local_attention
+    monkeypatch.setattr(local_context, "local_attention", lambda *arguments: right(*arguments) * 1.01)
+    coded = small_model.compress(test_image(128, 128, 45), exact=False)
+    # the plain path cannot follow these, the kernels can
+    assert torch.isfinite(small_model.decompress(coded["strings"], coded["shape"])["x_hat"]).all()
+    with backend.use_backend("torch"), pytest.raises(BitstreamError):
+        small_model.decompress(coded["strings"], coded["shape"])
 
 
 def test_transforms_and_walk_compile_as_one_graph(on_backend: str, test_image: Callable[..., torch.Tensor]) -> None:

@@ -221,3 +221,13 @@ def test_convert_failures(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         convert(tmp_path / "none.pth", tmp_path / "a.safetensors")
     assert list(tmp_path.iterdir()) == [source]
+
+
+def test_a_header_length_that_looks_like_text_is_no_web_page(tmp_path: Path) -> None:
+    # 0x3c20 begins with the bytes of " <"
+    path = tmp_path / "weights.safetensors"
+    header = b"{}".ljust(0x3C20)
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(CheckpointError) as error:
+        read_checkpoint(path)
+    assert "web page" not in str(error.value)

@@ -118,8 +118,17 @@ def test_changed_weights_have_another_fingerprint(model: Any) -> None:
     with torch.no_grad():
         changed.h_s.increase[0].bias[0] += 1
     assert model_fingerprint(changed) != model_fingerprint(model)
-    with pytest.raises(WrongWeightsError, match="autocast"):
-        model_fingerprint(copy.deepcopy(model).half())
+    for convert in ("half", "bfloat16", "double"):
+        with pytest.raises(WrongWeightsError, match="autocast"):
+            mlic_fast.encode(Image.new("RGB", (8, 8)), getattr(copy.deepcopy(model), convert)())
+
+
+def test_refresh_notices_what_pytorch_does_not(model: Any) -> None:
+    changed = copy.deepcopy(model)
+    before = model_fingerprint(changed)
+    changed.h_s.increase[0].bias.data.add_(0.5)
+    changed.refresh()
+    assert model_fingerprint(changed) != before
 
 
 def test_damaged_files_raise(photograph: Image.Image, model: Any) -> None:
@@ -157,6 +166,26 @@ def test_refused_pictures(photograph: Image.Image, model: Any) -> None:
             mlic_fast.encode(photograph.convert("L").convert(mode) if mode in "IF" else photograph.convert(mode), model)
 
 
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        (lambda: mlic_fast.decode("picture.mlic"), BitstreamError),
+        (lambda: mlic_fast.decode(None), BitstreamError),
+        (lambda: mlic_fast.encode(Image.new("RGB", (8, 8)), format="Official"), BitstreamError),
+        (lambda: mlic_fast.encode(Image.new("RGB", (8, 8)), limits=10), LimitError),
+        (lambda: mlic_fast.load("mlicpp-small", device="abacus"), DeviceError),
+        (lambda: mlic_fast.load("mlicpp-small", device="cuda:99"), DeviceError),
+        (lambda: mlic_fast.load("mlicpp-small").compress(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)), ImageError),
+        (lambda: mlic_fast.load("mlicpp-small", "cpu").decompress(None, (1, 1)), BitstreamError),
+        (lambda: mlic_fast.load("mlicpp-small", "cpu").decompress([1, 2], (1, 1)), BitstreamError),
+    ],
+    ids=["path", "none", "format", "limits", "device", "cuda", "uint8", "no strings", "numbers"],
+)
+def test_wrong_arguments_raise_errors_of_ours(call: Any, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        call()
+
+
 def test_devices(photograph: Image.Image, model: Any) -> None:
     for name in ("cuda:99", "nonsense", "meta"):
         with pytest.raises(DeviceError):
@@ -166,7 +195,7 @@ def test_devices(photograph: Image.Image, model: Any) -> None:
 def test_out_of_memory_is_an_error_of_ours(
     photograph: Image.Image, model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def exhausted(*_: Any) -> None:
+    def exhausted(*_: Any, **__: Any) -> None:
         torch.empty(2**62, dtype=torch.uint8)
 
     monkeypatch.setattr(type(model), "compress", exhausted)
@@ -192,12 +221,13 @@ def test_a_weights_file_that_changes_is_read_again(photograph: Image.Image, tmp_
 def test_threads_code_different_pictures_at_once(photograph: Image.Image, model: Any) -> None:
     pictures = [photograph.crop((0, 0, 64, 64)), photograph.crop((64, 0, 200, 60))]
     expected = [mlic_fast.encode(picture, model) for picture in pictures]
+    decoded = [decode_tensor(data, model)[0] for data in expected]
     wrong: list[int] = []
 
     def work(which: int) -> None:
         for _ in range(4):
             data = mlic_fast.encode(pictures[which], model)
-            if data != expected[which] or decode_tensor(data, model)[0].shape[-1] != pictures[which].width:
+            if data != expected[which] or not torch.equal(decode_tensor(data, model)[0], decoded[which]):
                 wrong.append(which)
 
     threads = [threading.Thread(target=work, args=(which,)) for which in (0, 1)]

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -19,6 +21,12 @@ FLAGS = ["-std=c++17", "-O1", "-ffp-contract=off", "-pthread", *WARNINGS]
 SANITIZERS = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 
+def _without(missing: list[str]) -> None:
+    """Skip, or fail where everything is meant to be installed."""
+    give_up = pytest.fail if os.environ.get("MLIC_FAST_ALL_TOOLS") == "1" else pytest.skip
+    give_up(f"{' and '.join(missing)} not installed")
+
+
 @pytest.mark.parametrize(
     ("compiler", "flags", "runner"),
     [
@@ -31,7 +39,7 @@ SANITIZERS = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 def test_self_test(compiler: str, flags: list[str], runner: list[str], tmp_path: Path) -> None:
     missing = [tool for tool in [compiler, *runner] if shutil.which(tool) is None]
     if missing:
-        pytest.skip(f"{' and '.join(missing)} not installed")
+        _without(missing)
     program = tmp_path / "selftest"
     subprocess.run([compiler, *FLAGS, *flags, *map(str, SOURCES), "-o", str(program)], check=True)
 
@@ -57,10 +65,30 @@ def test_extensions_compile_for_aarch64() -> None:
     """Bindings included: everything that setup.py compiles, with this machine's Python headers."""
     compiler = "aarch64-linux-gnu-g++"
     if shutil.which(compiler) is None:
-        pytest.skip(f"{compiler} not installed")
+        _without([compiler])
     sources = sorted([*CSRC.glob("*.cpp"), *CSRC.glob("kernels/*.cpp")])
     includes = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
     subprocess.run(
         [compiler, "-std=c++17", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", *includes, *map(str, sources)],
         check=True,
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("openmp", ["0", "1"])
+@pytest.mark.parametrize("compiler", ["g++", "clang++"])
+def test_extensions_build_with_any_compiler(compiler: str, openmp: str, tmp_path: Path) -> None:
+    """Both extensions, as setup.py builds them, with warnings as errors, and they import."""
+    if shutil.which(compiler) is None:
+        _without([compiler])
+    root = CSRC.parent
+    for name in ("csrc", "mlic_fast", "kernels"):
+        shutil.copytree(root / name, tmp_path / name, ignore=shutil.ignore_patterns("*.so", "*.safetensors"))
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(root / name, tmp_path / name)
+    switches = {"CC": compiler, "CXX": compiler, "MLIC_FAST_WERROR": "1", "MLIC_FAST_OPENMP": openmp}
+    build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    subprocess.run(build, cwd=tmp_path, env=os.environ | switches, check=True)
+    program = "import mlic_fast._range_coder, mlic_fast._cpu_kernels as k; print(k.__file__, k.isa())"
+    found = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert str(tmp_path) in found.stdout

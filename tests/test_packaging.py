@@ -54,7 +54,8 @@ def test_wheel_holds_what_it_must(wheel: Path) -> None:
         names = archive.namelist()
         metadata = archive.read(next(name for name in names if name.endswith("METADATA"))).decode()
         entry_points = archive.read(next(name for name in names if name.endswith("entry_points.txt"))).decode()
-    assert any(name.startswith("mlic_fast/_range_coder.") and name.endswith((".so", ".pyd")) for name in names)
+    for extension in ("_range_coder", "_cpu_kernels"):
+        assert any(name.startswith(f"mlic_fast/{extension}.") and name.endswith((".so", ".pyd")) for name in names)
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "mlic_fast").rglob("*.py")}
     sources |= {f"mlic_fast/kernels/{path.name}" for path in (ROOT / "kernels").glob("*.py")}
     assert sources <= set(names)
@@ -83,7 +84,7 @@ def test_an_installed_copy_works(wheel: Path, tmp_path: Path) -> None:
     program = (
         "import mlic_fast, sys; from importlib import resources; from pathlib import Path; from PIL import Image\n"
         "assert Path(mlic_fast.__file__).is_relative_to(sys.argv[1]), mlic_fast.__file__\n"
-        "import mlic_fast.kernels\n"
+        "import mlic_fast.kernels; from mlic_fast import backend; assert backend.cpu_kernels is not None\n"
         "image = Image.new('RGB', (70, 50), (200, 120, 40))\n"
         "assert mlic_fast.decode(mlic_fast.encode(image)).size == (70, 50)"
     )

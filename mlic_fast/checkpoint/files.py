@@ -178,6 +178,8 @@ def _check_readable(path: Path) -> None:
         raise CheckpointError(f"{path} cannot be opened: {error.strerror or error}") from error
     if not start:
         raise CheckpointError(f"{path} is empty; get the file again")
+    if is_native(path):  # whose first bytes are a length, and may look like anything
+        return
     for beginning, advice in _MISTAKES:
         if start.lstrip().startswith(beginning):
             raise CheckpointError(f"{path} holds no weights: {advice}")

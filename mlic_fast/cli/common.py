@@ -20,11 +20,26 @@ if TYPE_CHECKING:
 
 STANDARD_STREAM = "-"
 
+# More threads than any machine has are a slip of the finger.
+MAX_THREADS = 4096
+
 # A compressed file larger than this is none: the default pixel limit at 24 bits a pixel is 270 MB.
 MAX_INPUT_BYTES = 2**30
 
 # Work that takes longer shows that it is going on.
 _QUIET_SECONDS = 1.0
+
+
+class CommandError(MlicError, ValueError):
+    """The command line asks for something that must not be done."""
+
+
+class ChildError(MlicError, RuntimeError):
+    """A process that was started for part of the work failed; code: its exit code."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +65,8 @@ def set_threads(options: argparse.Namespace) -> None:
 def read_input(name: str) -> bytes:
     """Contents of the file of that name, or of standard input for "-". Raises OSError, LimitError."""
     if name == STANDARD_STREAM:
+        if sys.stdin is None:
+            raise OSError("standard input is closed: name a file instead of -")
         data = sys.stdin.buffer.read(MAX_INPUT_BYTES + 1)
     else:
         with Path(name).open("rb") as file:
@@ -64,16 +81,29 @@ def write_output(name: str, data: bytes) -> None:
     if name != STANDARD_STREAM:
         write_whole(name, data)
         return
+    if sys.stdout is None:
+        raise OSError("standard output is closed: name a file with -o")
     if sys.stdout.isatty():
-        raise MlicError("binary data is not written to a terminal: redirect it, or name a file with -o")
+        raise CommandError("binary data is not written to a terminal: redirect it, or name a file with -o")
     sys.stdout.buffer.write(data)
     sys.stdout.buffer.flush()
 
 
 def report(options: argparse.Namespace, facts: Mapping[str, Any], text: str) -> None:
     """Print the facts as JSON or as text; on standard error where standard output carries the data."""
-    stream = sys.stderr if getattr(options, "output", None) == STANDARD_STREAM else sys.stdout
+    output = getattr(options, "output", None)
+    # to a pipe or device the data may go where the report would
+    carries_data = output == STANDARD_STREAM or (output and Path(output).exists() and not Path(output).is_file())
+    stream = sys.stderr if carries_data else sys.stdout
     print(json.dumps(facts) if options.json else text, file=stream)
+
+
+def refuse_same_file(source: str, target: str) -> None:
+    """Raise CommandError if the output would replace the input."""
+    if STANDARD_STREAM in (source, target) or not (Path(source).is_file() and Path(target).is_file()):
+        return
+    if Path(source).samefile(target):
+        raise CommandError(f"{target} is the input itself, which would be lost: name another output")
 
 
 @contextmanager
@@ -107,8 +137,8 @@ def _positive(text: str) -> int:
         value = int(text)
     except ValueError:
         value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    if not 1 <= value <= MAX_THREADS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {MAX_THREADS}")
     return value
 
 

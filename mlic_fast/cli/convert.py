@@ -34,6 +34,7 @@ def run(options: argparse.Namespace) -> None:
     """Convert; raises this package's errors and OSError."""
     from mlic_fast.checkpoint import convert
 
+    common.refuse_same_file(options.input, options.output)
     with common.progress("converting"):
         done = convert(
             options.input,

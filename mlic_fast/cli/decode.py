@@ -31,6 +31,7 @@ def run(options: argparse.Namespace) -> None:
     """Decode; raises this package's errors and OSError."""
     from PIL import Image
 
+    common.refuse_same_file(options.input, options.output)
     Image.init()
     ending = Path(options.output).suffix.lower()
     kind = "PNG" if options.output == common.STANDARD_STREAM else Image.EXTENSION.get(ending)

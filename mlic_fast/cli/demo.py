@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from mlic_fast.cli import common
-from mlic_fast.errors import MlicError
 from mlic_fast.files import write_whole
 
 DESCRIPTION = (
@@ -108,6 +107,7 @@ def _decode_elsewhere(options: argparse.Namespace, coded: Path, decoded: Path) -
             command += [f"--{name}", str(value)]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     if finished.returncode:
-        raise MlicError(f"decoding in a new process failed: {finished.stderr.strip()}")
+        message = f"decoding in a new process failed: {finished.stderr.strip()}"
+        raise common.ChildError(message, finished.returncode if finished.returncode > 0 else 1)
     report: dict[str, Any] = json.loads(finished.stdout)
     return report

@@ -8,6 +8,7 @@ import importlib
 import importlib.metadata
 import os
 import platform
+from collections.abc import Callable
 from typing import Any
 
 import mlic_fast
@@ -32,14 +33,22 @@ def run(options: argparse.Namespace) -> None:
         "system": f"{platform.system()} {platform.machine()}",
         "packages": {name: _version(name) for name in _PACKAGES},
         "extensions": {name: _extension(name) for name in ("_range_coder", "_cpu_kernels")},
-        "devices": _devices(),
-        "backend": _backend(),
-        "models": _models(),
+        "devices": _guarded(_devices),
+        "backend": _guarded(_backend),
+        "models": _guarded(_models),
     }
     lines = [f"mlic-fast {facts['mlic_fast']}, Python {facts['python']} on {facts['system']}"]
     for title in ("packages", "extensions", "devices", "backend", "models"):
         lines += [f"{title}:", *(f"  {name}: {value}" for name, value in facts[title].items())]
     common.report(options, facts, "\n".join(lines))
+
+
+def _guarded(look: Callable[[], dict[str, str]]) -> dict[str, str]:
+    """What `look` finds, or why it could not: an installation that is broken is what this command is for."""
+    try:
+        return look()
+    except Exception as error:
+        return {"cannot be told": f"{type(error).__name__}: {error}"}
 
 
 def _version(package: str) -> str:
@@ -52,7 +61,7 @@ def _version(package: str) -> str:
 def _extension(name: str) -> str:
     try:
         module = importlib.import_module(f"mlic_fast.{name}")
-    except ImportError as error:
+    except (ImportError, OSError) as error:
         return f"missing ({error}): install with `pip install .` and a C++ compiler"
     return str(module.__file__)
 

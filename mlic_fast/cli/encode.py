@@ -30,6 +30,7 @@ def run(options: argparse.Namespace) -> None:
     from mlic_fast.codec import encode, open_model
     from mlic_fast.image import open_image
 
+    common.refuse_same_file(options.input, options.output)
     common.set_threads(options)
     source = common.read_input(options.input) if options.input == common.STANDARD_STREAM else options.input
     picture = open_image(source)

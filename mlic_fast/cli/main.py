@@ -8,11 +8,13 @@ import importlib
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
 
 import mlic_fast
 from mlic_fast import errors
+from mlic_fast.cli import common
 
 # subcommand → (module of mlic_fast.cli, line of help)
 _COMMANDS = {
@@ -26,6 +28,7 @@ _COMMANDS = {
 
 # The first that fits counts.
 _EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
+    (common.CommandError, 2),
     (errors.WrongWeightsError, 6),
     (errors.CheckpointError, 6),
     (errors.LimitError, 8),
@@ -35,7 +38,7 @@ _EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (errors.DeviceError, 7),
     (errors.BackendError, 7),
     (MemoryError, 7),
-    (errors.MlicError, 2),
+    (errors.MlicError, 6),  # configuration and coding tables come from weights
     (OSError, 3),
 )
 
@@ -77,10 +80,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # CompressAI still calls what PyTorch deprecates; that is no news to whoever encodes a picture.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.jit")
     # A terminated process cleans up after itself as an interrupted one does.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         options.run(options)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         print("mlic-fast: interrupted", file=sys.stderr)
         return 130
@@ -90,6 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 3
     except (errors.MlicError, OSError, MemoryError) as error:
         print(f"mlic-fast {options.command}: {_message(error)}", file=sys.stderr)
+        if isinstance(error, common.ChildError):
+            return error.code
         return next(code for kind, code in _EXIT_CODES if isinstance(error, kind))
     return 0
 

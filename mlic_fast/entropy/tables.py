@@ -13,6 +13,11 @@ from mlic_fast.remember import Remembered
 _tables: Remembered[CodingTables] = Remembered()
 
 
+def forget_tables(entropy_model: EntropyModel) -> None:
+    """Hand the tables over again at the next use."""
+    _tables.forget(entropy_model)
+
+
 def coding_tables(entropy_model: EntropyModel) -> CodingTables:
     """Tables of an entropy bottleneck or a Gaussian conditional as they are saved in its buffers.
 

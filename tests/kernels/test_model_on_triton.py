@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole small model on the Triton backend, and how many kernels each operation launches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from mlic_fast.kernels import language
+
+from mlic_fast import MLICPlusPlus, ModelConfig
+from mlic_fast.backend import use_backend
+from mlic_fast.checkerboard import Pass
+from mlic_fast.ops.coding_steps import decode_indexes, decode_values, encode_step, residual_step
+from mlic_fast.ops.gdn import gdn
+from mlic_fast.ops.linear_attention import checkerboard_linear_attention, linear_attention
+from mlic_fast.ops.local_attention import local_attention
+
+pytestmark = pytest.mark.skipif(not language.HAS_TRITON, reason="Triton has packages for Linux only")
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_a_model_decodes_what_it_encodes(test_image: Callable[..., torch.Tensor]) -> None:
+    torch.manual_seed(0)
+    model = MLICPlusPlus(ModelConfig(N=16, M=64, slice_num=2)).eval().to(DEVICE)
+    model.update()
+    x = test_image(64, 64, 50).to(DEVICE)
+    latents: list[torch.Tensor] = []
+    hook = model.g_s.register_forward_pre_hook(lambda _, inputs: latents.append(inputs[0]))
+    with use_backend("triton"):
+        coded = model.compress(x)
+        model.decompress(coded["strings"], coded["shape"])
+    with use_backend("torch"):
+        model.decompress(coded["strings"], coded["shape"])
+    hook.remove()
+    assert (latents[0] - latents[1]).abs().max() <= 1e-5 * latents[1].abs().max()
+
+
+@contextmanager
+def counted_launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    from triton.runtime.interpreter import GridExecutor
+
+    launched: list[str] = []
+    call = GridExecutor.__call__
+
+    def counting(self: Any, *arguments: Any, **options: Any) -> Any:
+        launched.append(self.fn.__name__)
+        return call(self, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GridExecutor, "__call__", counting)
+        yield launched
+
+
+def _random(*shape: int) -> torch.Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(sum(shape))).add_(0.2)
+
+
+def _maps(count: int) -> list[torch.Tensor]:
+    return [_random(1, 32, 4, 4) for _ in range(count)]
+
+
+def _encode() -> None:
+    table, bound = torch.linspace(0.11, 4.0, 8), torch.tensor([0.11])
+    encode_step(torch.empty(1, 32, 4, 4), *_maps(3), Pass.ANCHOR, table, bound, clear=True)
+
+
+def _decode() -> None:
+    table, bound = torch.linspace(0.11, 4.0, 8), torch.tensor([0.11])
+    decode_indexes(*_maps(2), Pass.ANCHOR, table, bound)
+
+
+def _values() -> None:
+    symbols = torch.zeros(1, 32, 4, 2, dtype=torch.int32)
+    decode_values(torch.empty(1, 32, 4, 4), symbols, _random(1, 32, 4, 4), Pass.ANCHOR, clear=True)
+
+
+def _local() -> None:
+    shapes = (1, 96, 4, 4), (81, 2), (64, 32, 5, 5), (64,), (64, 64), (64,)
+    local_attention(*(_random(*shape) for shape in shapes))
+
+
+# operation, launches at most
+OPERATIONS = [
+    pytest.param(lambda: linear_attention(*_maps(3), 1), 3, id="linear attention"),
+    pytest.param(lambda: checkerboard_linear_attention(*_maps(3), 2), 3, id="checkerboard linear attention"),
+    pytest.param(_local, 3, id="local attention"),
+    pytest.param(_encode, 1, id="coding step, encoding"),
+    pytest.param(_decode, 1, id="coding step, indexes"),
+    pytest.param(_values, 1, id="coding step, values"),
+    pytest.param(lambda: residual_step(*_maps(2), Pass.ANCHOR), 1, id="residual"),
+    pytest.param(lambda: gdn(_random(1, 32, 4, 4), _random(32), _random(32, 32), _random(1, 32, 4, 4)), 1, id="GDN"),
+]
+
+
+@pytest.mark.skipif(not language.INTERPRETED, reason="launches are counted in the interpreter")
+@pytest.mark.parametrize(("operation", "most"), OPERATIONS)
+def test_launches(operation: Callable[[], Any], most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    with use_backend("triton"), torch.no_grad(), counted_launches(monkeypatch) as launched:
+        operation()
+    assert 1 <= len(launched) <= most, launched
