@@ -6,7 +6,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
+
+import mlic_fast
+from mlic_fast.image import pad_to_64, to_pixels
 
 
 def test_full_size_picture_through_strings(full_model: Any, test_image: Callable[..., torch.Tensor]) -> None:
@@ -22,3 +26,14 @@ def test_full_size_picture_through_strings(full_model: Any, test_image: Callable
     # The estimate charges 30 bits (its floor is 1e-9) for an outlier that an escape codes in fewer.
     assert 0.9 * bits < written < 1.02 * bits
     assert 0.1 < written / (256 * 256) < 3  # of the order that trained weights give
+
+
+def test_full_size_picture_through_a_file(full_model: Any, test_image: Callable[..., torch.Tensor]) -> None:
+    pixels = to_pixels(test_image(250, 200, 31))
+    data = mlic_fast.encode(pixels, full_model)
+    decoded = np.asarray(mlic_fast.decode(data, full_model))
+    assert decoded.shape == pixels.shape
+    with torch.no_grad():
+        padded = pad_to_64(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255, "fade")
+        expected = to_pixels(full_model(padded)["x_hat"][..., :250, :200])
+    assert np.abs(decoded.astype(int) - expected).max() <= 1
