@@ -48,6 +48,7 @@ CASES = {
     "192×128, forward and backward": Case(128, 192, gradients=True),
     "384×256, forward": Case(256, 384),
     "384×256, channels-last, forward": Case(256, 384, channels_last=True),
+    "384×256, forward and backward": Case(256, 384, gradients=True),
 }
 CONTESTANTS = ("operation", "twin", "compiled twin")
 

@@ -33,7 +33,7 @@ LARGE_SYMBOL = 4  # a symbol does not fit in int16: the step must be done again 
 WIDE_LIMIT = 2**30
 
 BLOCK = 512
-_WARPS = 4
+_OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": False}
 
 
 @triton.jit
@@ -300,34 +300,34 @@ def encode_step(
     symbols = packed_like(y, torch.int32 if wide else torch.int16)
     indexes, flags = packed_like(y, torch.uint8), flags_like(y)
     lowest, highest = (-WIDE_LIMIT, WIDE_LIMIT) if wide else (-(2**15), 2**15 - 1)
-    _encode_step_kernel[(_programs(y),)](
-        values,
-        y,
-        scales,
-        means,
-        table,
-        bound,
-        symbols,
-        indexes,
-        flags,
-        symbols.numel(),
-        channels,
-        height,
-        width // 2,
-        len(table),
-        *values.stride(),
-        *y.stride(),
-        *scales.stride(),
-        *means.stride(),
-        FIRST=first,
-        CLEAR=clear,
-        LOWEST=float(lowest),
-        HIGHEST=float(highest),
-        STEPS=_steps(table),
-        BLOCK=BLOCK,
-        num_warps=_WARPS,
-        enable_fp_fusion=False,
-    )
+    with torch.cuda.device_of(y):
+        _encode_step_kernel[(_programs(y),)](
+            values,
+            y,
+            scales,
+            means,
+            table,
+            bound,
+            symbols,
+            indexes,
+            flags,
+            symbols.numel(),
+            channels,
+            height,
+            width // 2,
+            len(table),
+            *values.stride(),
+            *y.stride(),
+            *scales.stride(),
+            *means.stride(),
+            FIRST=first,
+            CLEAR=clear,
+            LOWEST=float(lowest),
+            HIGHEST=float(highest),
+            STEPS=_steps(table),
+            BLOCK=BLOCK,
+            **_OPTIONS,
+        )
     return symbols, indexes, flags
 
 
@@ -335,67 +335,67 @@ def decode_indexes(scales: Tensor, means: Tensor, table: Tensor, bound: Tensor, 
     """Indexes uint8 [B, C, h, w/2] and flags uint8 [⌈n / BLOCK⌉] of one colour; means are only checked."""
     _, channels, height, width = scales.shape
     indexes, flags = packed_like(scales, torch.uint8), flags_like(scales)
-    _decode_indexes_kernel[(_programs(scales),)](
-        scales,
-        means,
-        table,
-        bound,
-        indexes,
-        flags,
-        indexes.numel(),
-        channels,
-        height,
-        width // 2,
-        len(table),
-        *scales.stride(),
-        *means.stride(),
-        FIRST=first,
-        STEPS=_steps(table),
-        BLOCK=BLOCK,
-        num_warps=_WARPS,
-        enable_fp_fusion=False,
-    )
+    with torch.cuda.device_of(scales):
+        _decode_indexes_kernel[(_programs(scales),)](
+            scales,
+            means,
+            table,
+            bound,
+            indexes,
+            flags,
+            indexes.numel(),
+            channels,
+            height,
+            width // 2,
+            len(table),
+            *scales.stride(),
+            *means.stride(),
+            FIRST=first,
+            STEPS=_steps(table),
+            BLOCK=BLOCK,
+            **_OPTIONS,
+        )
     return indexes, flags
 
 
 def decode_values(values: Tensor, symbols: Tensor, means: Tensor, first: int, clear: bool) -> None:
     """Write symbols [B, C, h, w/2] + means to `values` at one colour; see `encode_step` for `clear`."""
     _, channels, height, width = means.shape
-    _decode_values_kernel[(_programs(means),)](
-        values,
-        symbols,
-        means,
-        symbols.numel(),
-        channels,
-        height,
-        width // 2,
-        *values.stride(),
-        *means.stride(),
-        FIRST=first,
-        CLEAR=clear,
-        BLOCK=BLOCK,
-        num_warps=_WARPS,
-        enable_fp_fusion=False,
-    )
+    with torch.cuda.device_of(means):
+        _decode_values_kernel[(_programs(means),)](
+            values,
+            symbols,
+            means,
+            symbols.numel(),
+            channels,
+            height,
+            width // 2,
+            *values.stride(),
+            *means.stride(),
+            FIRST=first,
+            CLEAR=clear,
+            BLOCK=BLOCK,
+            **_OPTIONS,
+        )
 
 
 def residual_step(values: Tensor, logits: Tensor, first: int) -> None:
     """Add 0.5·tanh(logits) to `values` at one colour; both float32 [B, C, h, w]."""
     _, channels, height, width = values.shape
-    _residual_step_kernel[(_programs(values),)](
-        values,
-        logits,
-        values.numel() // 2,
-        channels,
-        height,
-        width // 2,
-        *values.stride(),
-        *logits.stride(),
-        FIRST=first,
-        BLOCK=BLOCK,
-        num_warps=_WARPS,
-        enable_fp_fusion=False,
-    )
+    with torch.cuda.device_of(values):
+        _residual_step_kernel[(_programs(values),)](
+            values,
+            logits,
+            values.numel() // 2,
+            channels,
+            height,
+            width // 2,
+            *values.stride(),
+            *logits.stride(),
+            FIRST=first,
+            BLOCK=BLOCK,
+            **_OPTIONS,
+        )
 
 
 def build_indexes_ref(scales: Tensor, table: Tensor, bound: Tensor) -> Tensor:
@@ -480,7 +480,7 @@ def _aot(kernel: Any, constants: dict[str, Any], types: dict[str, str]) -> tuple
     known = {name: 1 for name in kernel.arg_names if name.startswith("stride_") and name.endswith("w")}
     known |= constants | {"BLOCK": BLOCK}
     kinds = {name: "*fp32" if name.endswith("_ptr") else "i32" for name in kernel.arg_names if name not in known}
-    return kernel, kinds | types, known, {"num_warps": _WARPS, "enable_fp_fusion": False}
+    return kernel, kinds | types, known, _OPTIONS
 
 
 _NARROW = {"LOWEST": -32768.0, "HIGHEST": 32767.0}

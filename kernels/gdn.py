@@ -29,6 +29,8 @@ BLOCK_P = 64  # positions a program
 CHUNK = 4096  # positions in one partial sum of dgamma
 SUMMED_P = 32  # of them at once: that kernel sums over positions, and spills with 64
 _OPTIONS = {"num_warps": 8, "num_stages": 2}
+# Positions that the plain backward takes at once: its intermediate maps stay in the cache.
+PLAIN_BLOCK = 1024
 
 
 @triton.jit
@@ -229,6 +231,12 @@ def _gdn_weight_grad_kernel(
         tl.store(dbeta_ptr + part * channels + out, dbeta, mask=out < channels)
 
 
+def format_of(x: Tensor) -> torch.memory_format:
+    """channels_last for maps that are channels-last and nothing else, else contiguous_format."""
+    last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
+
+
 def _strides(x: Tensor) -> tuple[int, int]:
     """Strides from channel to channel and from position to position of a dense map."""
     _, channels, height, width = x.shape
@@ -249,26 +257,27 @@ def gdn(x: Tensor, beta: Tensor, gamma: Tensor, residual: Tensor | None, inverse
     x, residual: [B, C, H, W], each contiguous or channels-last; beta: float32 [C]; gamma: float32 [C, C], contiguous.
     """
     batch, channels, height, width = x.shape
-    y = torch.empty_like(x)
+    y = torch.empty_like(x, memory_format=format_of(x))
     grid = (triton.cdiv(height * width, BLOCK_P), batch)
-    _gdn_kernel[grid](
-        y,
-        x,
-        beta,
-        gamma,
-        x if residual is None else residual,
-        channels,
-        height * width,
-        *_strides(y),
-        *_strides(x),
-        *_strides(x if residual is None else residual),
-        INVERSE=inverse,
-        RESIDUAL=residual is not None,
-        PRECISION=_precision(x),
-        BLOCK_C=_block_c(channels),
-        BLOCK_P=BLOCK_P,
-        **_OPTIONS,
-    )
+    with torch.cuda.device_of(x):
+        _gdn_kernel[grid](
+            y,
+            x,
+            beta,
+            gamma,
+            x if residual is None else residual,
+            channels,
+            height * width,
+            *_strides(y),
+            *_strides(x),
+            *_strides(x if residual is None else residual),
+            INVERSE=inverse,
+            RESIDUAL=residual is not None,
+            PRECISION=_precision(x),
+            BLOCK_C=_block_c(channels),
+            BLOCK_P=BLOCK_P,
+            **_OPTIONS,
+        )
     return y
 
 
@@ -276,22 +285,23 @@ def gdn_backward(grad: Tensor, x: Tensor, beta: Tensor, gamma: Tensor, inverse: 
     """Gradients of x (in its layout and dtype), beta and gamma (float32) for the gradient of y, a dense map like x."""
     batch, channels, height, width = x.shape
     positions = height * width
-    dx = torch.empty_like(x)
-    u = torch.empty_like(x, dtype=torch.float32)
+    dx = torch.empty_like(x, memory_format=format_of(x))
+    u = torch.empty_like(dx, dtype=torch.float32)
     blocks: dict[str, Any] = {"PRECISION": _precision(x), "BLOCK_C": _block_c(channels), "BLOCK_P": BLOCK_P, **_OPTIONS}
     grid = (triton.cdiv(positions, BLOCK_P), batch)
-    _gdn_norm_grad_kernel[grid](
-        grad, x, beta, gamma, u, dx, channels, positions, *_strides(grad), *_strides(x), INVERSE=inverse, **blocks
-    )
-    _gdn_input_grad_kernel[grid](x, gamma, u, dx, channels, positions, *_strides(x), **blocks)
-
     chunks = triton.cdiv(positions, CHUNK)
     dgamma = torch.empty(batch * chunks, channels, channels, dtype=torch.float32, device=x.device)
     dbeta = torch.empty(batch * chunks, channels, dtype=torch.float32, device=x.device)
     across = triton.cdiv(channels, _block_c(channels))
-    _gdn_weight_grad_kernel[(batch * chunks, across, across)](
-        x, u, dgamma, dbeta, channels, positions, chunks, *_strides(x), CHUNK=CHUNK, **blocks | {"BLOCK_P": SUMMED_P}
-    )
+    with torch.cuda.device_of(x):
+        _gdn_norm_grad_kernel[grid](
+            grad, x, beta, gamma, u, dx, channels, positions, *_strides(grad), *_strides(x), INVERSE=inverse, **blocks
+        )
+        _gdn_input_grad_kernel[grid](x, gamma, u, dx, channels, positions, *_strides(x), **blocks)
+        blocks["BLOCK_P"] = SUMMED_P
+        _gdn_weight_grad_kernel[(batch * chunks, across, across)](
+            x, u, dgamma, dbeta, channels, positions, chunks, *_strides(x), CHUNK=CHUNK, **blocks
+        )
     return dx, dbeta.sum(0), dgamma.sum(0)
 
 
@@ -304,27 +314,30 @@ def gdn_ref(x: Tensor, beta: Tensor, gamma: Tensor, residual: Tensor | None, inv
     return y if residual is None else y + residual
 
 
+@torch.no_grad()
 def gdn_backward_ref(
     grad: Tensor, x: Tensor, beta: Tensor, gamma: Tensor, inverse: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Plain twin of `gdn_backward`, in the dtype of x. At most four maps are held at once besides the arguments."""
-    squares = x * x
-    norm = _mix(gamma, squares).add_(beta[:, None, None])
-    root = norm.sqrt_() if inverse else norm.rsqrt_()
-    dx = grad * root
-    u = dx * x  # g·x·root, and then times the rest of the derivative: 1 / (2·norm), negative for the reciprocal root
-    root.square_()
-    u = u.div_(root).mul_(0.5) if inverse else u.mul_(root).mul_(-0.5)
-    del norm, root
-    dgamma = torch.bmm(u.flatten(2), squares.flatten(2).transpose(1, 2)).sum(0)
-    del squares
-    dx.addcmul_(_mix(gamma.t(), u), x, value=2)
-    return dx, u.sum((0, 2, 3)), dgamma
-
-
-def _mix(weights: Tensor, maps: Tensor) -> Tensor:
-    """Σ_k weights[o, k]·maps[k] at every position of maps [B, C, H, W]."""
-    return F.conv2d(maps, weights[:, :, None, None])
+    """Plain twin of `gdn_backward`, in float32 or wider, a block of positions at a time."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    beta, gamma, transposed = beta.to(wide)[:, None], gamma.to(wide), gamma.t().to(wide).contiguous()
+    dx = torch.empty_like(x, memory_format=format_of(x))
+    dbeta, dgamma = beta.new_zeros(len(beta)), gamma.new_zeros(gamma.shape)
+    for x_image, grad_image, dx_image in zip(x.flatten(2), grad.flatten(2), dx.flatten(2), strict=True):
+        blocks = (maps.split(PLAIN_BLOCK, dim=1) for maps in (x_image, grad_image, dx_image))
+        for x_block, grad_block, dx_block in zip(*blocks, strict=True):
+            x_wide = x_block.to(wide)
+            squares = x_wide * x_wide
+            norm = torch.addmm(beta, gamma, squares)
+            root = norm.sqrt_() if inverse else norm.rsqrt_()
+            direct = grad_block.to(wide) * root
+            u = direct * x_wide  # g·x·root, and then times the rest of the derivative: 1 / (2·norm), below zero for GDN
+            root.square_()
+            u = u.div_(root).mul_(0.5) if inverse else u.mul_(root).mul_(-0.5)
+            dgamma.addmm_(u, squares.t())
+            dbeta += u.sum(1)
+            dx_block.copy_(direct.addcmul_(torch.mm(transposed, u), x_wide, value=2))
+    return dx, dbeta, dgamma
 
 
 def _aot(kernel: Any, dtype: str, last: str, constants: dict[str, Any]) -> tuple[Any, ...]:

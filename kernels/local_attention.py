@@ -9,9 +9,12 @@ the fusion's input channel is head·C/2 + element.
 
 One launch does it all: a program holds the keys and values of a few windows in registers, and the product with the
 fusion's weights is taken query by query, so that neither windows nor scores are ever written. (A copy of the
-fusion's weights in another order is the only other launch.) A query that is no anchor has the same mask for all
-keys, which the softmax cancels: only anchors' scores are masked. Called by mlic_fast.ops.local_attention, whose
-backward pass takes what the fusion reads (local_attention_rows) for a few rows at a time.
+fusion's weights in another order is the only other launch.) Slices of more than 64 channels have too many outputs for
+one program: there each program computes the attention anew for a block of the fusion's outputs, with products outside
+of the tensor cores, which so few windows would leave idle; the projection is a third launch. A query that is no
+anchor has the same mask for all keys, which the softmax cancels: only anchors' scores are masked. Called by
+mlic_fast.ops.local_attention, whose backward pass takes what the fusion reads (local_attention_rows) for a few rows
+at a time.
 """
 
 from typing import Any
@@ -39,6 +42,15 @@ PRECISION = "tf32x3"
 # Elements of a head times windows of a program: what its warps can hold in registers, with the keys of each window.
 _HELD = 128
 _WARPS = 8
+
+# Outputs of the fusion that a program has, where their product with the projection's weights fits as well.
+_MOST_OUTPUTS = 128
+_SOME_OUTPUTS = 64
+_PROJECTION_TILES = {"BLOCK_N": 32, "BLOCK_O": 64, "BLOCK_K": 32, "num_warps": 4}
+
+# Arguments of kernels that depend on the batch. Triton would compile for their values (multiples of 16, 1), and an
+# image must get the same code in any batch.
+BATCHED = ["count", "stride_qb"]
 
 # The keys of a window, as the power of 2 that Triton's tiles need.
 _KEYS = 32
@@ -98,7 +110,7 @@ def weigh(query, query_inside, keys, keys_inside, i, table_ptr, HEAD: tl.constex
     return weights / tl.sum(weights, axis=1)[:, None]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=BATCHED)
 def _local_attention_kernel(
     qkv_ptr,
     table_ptr,
@@ -106,7 +118,7 @@ def _local_attention_kernel(
     fusion_bias_ptr,
     proj_ptr,  # [2C out, 2C in]
     proj_bias_ptr,
-    out_ptr,
+    out_ptr,  # where a program has a block of outputs, the fusion's result
     count,
     height,
     half,
@@ -124,14 +136,17 @@ def _local_attention_kernel(
 ):
     E: tl.constexpr = C // 2
     OUT: tl.constexpr = 2 * C
-    _, live, b, row, column = windows_of(0, height, count, height, half, BLOCK_P)
+    n, live, b, row, column = windows_of(0, height, count, height, half, BLOCK_P)
     picture_ptr = qkv_ptr + (b * stride_qb)[None, :]
     element = tl.arange(0, BLOCK_E)
-    output = tl.arange(0, BLOCK_O)
+    output = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
     output_ok = output < OUT
     # products take 16 columns at least: each window has several alike
     ALIKE: tl.constexpr = 16 // BLOCK_P
-    fused = tl.zeros((BLOCK_O, 16), tl.float32)
+    if BLOCK_O >= OUT:
+        fused = tl.zeros((BLOCK_O, 16), tl.float32)
+    else:
+        shares = tl.zeros((BLOCK_P, BLOCK_O, BLOCK_E), tl.float32)
     for head in tl.static_range(2):
         keys, keys_inside = read_keys(
             picture_ptr[:, :, None] + C * stride_qc, live, row, column, height, 2 * half,
@@ -153,21 +168,57 @@ def _local_attention_kernel(
                 mask=output_ok[:, None] & (element < E)[None, :],
                 other=0.0,
             )
-            alike = tl.broadcast_to(attended[:, :, None], (BLOCK_E, BLOCK_P, ALIKE))
-            fused += tl.dot(fusion, tl.reshape(alike, (BLOCK_E, 16)), input_precision=PRECISION)
-    fused += tl.load(fusion_bias_ptr + output, mask=output_ok, other=0.0)[:, None]
-    proj = tl.load(
-        proj_ptr + output[:, None] * OUT + output[None, :], mask=output_ok[:, None] & output_ok[None, :], other=0.0
-    )
-    out = tl.dot(proj, fused, input_precision=PRECISION)
-    out += tl.load(proj_bias_ptr + output, mask=output_ok, other=0.0)[:, None]
-    copy = tl.arange(0, 16)
-    n = tl.program_id(0).to(tl.int64) * BLOCK_P + copy // ALIKE
-    once = (n < count) & (copy % ALIKE == 0)
-    tl.store(out_ptr + n[None, :] * OUT + output[:, None], out, mask=once[None, :] & output_ok[:, None])
+            if BLOCK_O >= OUT:
+                alike = tl.broadcast_to(attended[:, :, None], (BLOCK_E, BLOCK_P, ALIKE))
+                fused += tl.dot(fusion, tl.reshape(alike, (BLOCK_E, 16)), input_precision=PRECISION)
+            else:
+                shares += fusion[None, :, :] * tl.trans(attended)[:, None, :]
+    fusion_bias = tl.load(fusion_bias_ptr + output, mask=output_ok, other=0.0)
+    if BLOCK_O >= OUT:
+        proj = tl.load(
+            proj_ptr + output[:, None] * OUT + output[None, :], mask=output_ok[:, None] & output_ok[None, :], other=0.0
+        )
+        out = tl.dot(proj, fused + fusion_bias[:, None], input_precision=PRECISION)
+        out += tl.load(proj_bias_ptr + output, mask=output_ok, other=0.0)[:, None]
+        copy = tl.arange(0, 16)
+        n = tl.program_id(0).to(tl.int64) * BLOCK_P + copy // ALIKE
+        once = (n < count) & (copy % ALIKE == 0)
+        tl.store(out_ptr + n[None, :] * OUT + output[:, None], out, mask=once[None, :] & output_ok[:, None])
+    else:
+        out = tl.sum(shares, axis=2) + fusion_bias[None, :]
+        tl.store(out_ptr + n[:, None] * OUT + output[None, :], out, mask=live[:, None] & output_ok[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=BATCHED)
+def _projection_kernel(
+    fused_ptr,  # [count, OUT]
+    proj_ptr,
+    proj_bias_ptr,
+    out_ptr,
+    count,
+    OUT: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    output = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
+    n_ok, output_ok = n < count, output < OUT
+    out = tl.zeros((BLOCK_N, BLOCK_O), tl.float32)
+    for start in range(0, OUT, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        k_ok = k < OUT
+        fused = tl.load(fused_ptr + n[:, None] * OUT + k[None, :], mask=n_ok[:, None] & k_ok[None, :], other=0.0)
+        proj = tl.load(
+            proj_ptr + output[None, :] * OUT + k[:, None], mask=output_ok[None, :] & k_ok[:, None], other=0.0
+        )
+        out += tl.dot(fused, proj, input_precision=PRECISION)
+    out += tl.load(proj_bias_ptr + output, mask=output_ok, other=0.0)[None, :]
+    tl.store(out_ptr + n[:, None] * OUT + output[None, :], out, mask=n_ok[:, None] & output_ok[None, :])
+
+
+@triton.jit(do_not_specialize=BATCHED)
 def _local_attention_rows_kernel(
     qkv_ptr,
     table_ptr,
@@ -220,8 +271,16 @@ def tiles(channels: int) -> dict[str, int]:
         "BLOCK_P": max(1, _HELD // block_e),
         "BLOCK_E": block_e,
         "KEYS": _KEYS,
-        "num_warps": _WARPS,
+        "num_warps": _WARPS if block_e < _HELD else 2 * _WARPS,
     }
+
+
+def output_block(channels: int) -> int:
+    """How many of the fusion's 2C outputs a program has, as a power of 2: all, or where they are too many, some."""
+    outputs = max(16, triton.next_power_of_2(2 * channels))
+    if outputs <= _MOST_OUTPUTS:
+        return outputs
+    return _SOME_OUTPUTS
 
 
 def local_attention(
@@ -235,27 +294,36 @@ def local_attention(
     """qkv [B, 3C, h, w] with any strides, parameters contiguous, all float32 → [B, h, w/2, 2C]."""
     batch, channels, height, width = qkv.shape
     constants = tiles(channels // 3)
-    outputs = fusion_weight.shape[0]
+    outputs, block = fusion_weight.shape[0], output_block(channels // 3)
     out = torch.empty(batch, height, width // 2, outputs, dtype=qkv.dtype, device=qkv.device)
     count = batch * height * width // 2
-    _local_attention_kernel[(triton.cdiv(count, constants["BLOCK_P"]),)](
-        qkv,
-        position_table,
-        fusion_weight.permute(2, 3, 0, 1).contiguous(),
-        fusion_bias,
-        proj_weight,
-        proj_bias,
-        out,
-        count,
-        height,
-        width // 2,
-        (channels // 3 // HEADS) ** -0.5,
-        *qkv.stride(),
-        **constants,
-        BLOCK_O=max(16, triton.next_power_of_2(outputs)),
-        PRECISION=PRECISION,
-    )
-    return out
+    with torch.cuda.device_of(qkv):
+        _local_attention_kernel[(triton.cdiv(count, constants["BLOCK_P"]), triton.cdiv(outputs, block))](
+            qkv,
+            position_table,
+            fusion_weight.permute(2, 3, 0, 1).contiguous(),
+            fusion_bias,
+            proj_weight,
+            proj_bias,
+            out,
+            count,
+            height,
+            width // 2,
+            (channels // 3 // HEADS) ** -0.5,
+            *qkv.stride(),
+            **constants,
+            BLOCK_O=block,
+            PRECISION=PRECISION,
+        )
+        if block >= outputs:
+            return out
+        projected = torch.empty_like(out)
+        sizes = _PROJECTION_TILES
+        # not PyTorch's product, whose rounding depends on the size of the batch
+        _projection_kernel[(triton.cdiv(count, sizes["BLOCK_N"]), triton.cdiv(outputs, sizes["BLOCK_O"]))](
+            out, proj_weight, proj_bias, projected, count, OUT=outputs, PRECISION=PRECISION, **sizes
+        )
+    return projected
 
 
 def local_attention_rows(qkv: Tensor, position_table: Tensor, first: int, last: int, attended: Tensor) -> None:
@@ -263,19 +331,20 @@ def local_attention_rows(qkv: Tensor, position_table: Tensor, first: int, last: 
     batch, channels, height, width = qkv.shape
     constants = tiles(channels // 3)
     count = batch * (last - first) * width // 2
-    _local_attention_rows_kernel[(triton.cdiv(count, constants["BLOCK_P"]),)](
-        qkv,
-        position_table,
-        attended,
-        first,
-        last,
-        count,
-        height,
-        width // 2,
-        (channels // 3 // HEADS) ** -0.5,
-        *qkv.stride(),
-        **constants,
-    )
+    with torch.cuda.device_of(qkv):
+        _local_attention_rows_kernel[(triton.cdiv(count, constants["BLOCK_P"]),)](
+            qkv,
+            position_table,
+            attended,
+            first,
+            last,
+            count,
+            height,
+            width // 2,
+            (channels // 3 // HEADS) ** -0.5,
+            *qkv.stride(),
+            **constants,
+        )
 
 
 def relative_position_index() -> Tensor:
@@ -348,15 +417,25 @@ def aot_configs(kernel: Any, *widths: int, **constants: Any) -> list[Any]:
     """Rows of AOT_CONFIGS of one kernel for slices of these widths: float32 maps whose columns lie side by side."""
     rows = []
     for width in widths:
-        known = {**tiles(width), **constants, "BLOCK_O": max(16, triton.next_power_of_2(2 * width)), "stride_qw": 1}
+        options = {"num_warps": tiles(width)["num_warps"]}
+        known = {**tiles(width), **constants, "BLOCK_O": output_block(width), "stride_qw": 1}
         known = {name: value for name, value in known.items() if name in kernel.arg_names}
         names = [name for name in kernel.arg_names if name not in known]
         signature = {name: "*fp32" if name.endswith("_ptr") else "fp32" if name == "scale" else "i32" for name in names}
-        rows.append((kernel, signature, known, {"num_warps": _WARPS}))
+        rows.append((kernel, signature, known, options))
     return rows
 
 
+def _projection_config(width: int) -> Any:
+    names = ("fused_ptr", "proj_ptr", "proj_bias_ptr", "out_ptr", "count")
+    constants = {"OUT": 2 * width, "PRECISION": PRECISION, **_PROJECTION_TILES}
+    options = {"num_warps": constants.pop("num_warps")}
+    return _projection_kernel, {name: "*fp32" if name != "count" else "i32" for name in names}, constants, options
+
+
 AOT_CONFIGS = [
-    *aot_configs(_local_attention_kernel, 32, 64, PRECISION=PRECISION),
-    *aot_configs(_local_attention_rows_kernel, 32),
+    *aot_configs(_local_attention_kernel, 32, 64, 96, 160, PRECISION=PRECISION),
+    _projection_config(96),
+    _projection_config(160),
+    *aot_configs(_local_attention_rows_kernel, 32, 96, 160),
 ]

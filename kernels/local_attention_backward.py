@@ -16,6 +16,7 @@ import torch
 from mlic_fast.kernels.language import tl, triton
 from mlic_fast.kernels.local_attention import (
     AREA,
+    BATCHED,
     HEADS,
     aot_configs,
     read_keys,
@@ -30,7 +31,7 @@ from torch import Tensor
 _FOLD_BLOCK = 256
 
 
-@triton.jit
+@triton.jit(do_not_specialize=BATCHED)
 def _window_shares_kernel(
     qkv_ptr,
     table_ptr,
@@ -96,7 +97,7 @@ def _window_shares_kernel(
         tl.store(share_ptr + part, value_share, mask=key_mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch"])
 def _gather_shares_kernel(
     shares_ptr,  # [3C, 25, B, last − first, half]
     grad_ptr,  # [B, 3C, height, 2·half]
@@ -150,26 +151,27 @@ def local_attention_rows_backward(
     programs = triton.cdiv(count, constants["BLOCK_P"])
     shares = torch.empty(channels * AREA * count, dtype=qkv.dtype, device=qkv.device)
     table_shares = torch.empty(programs, HEADS, AREA, constants["KEYS"], dtype=qkv.dtype, device=qkv.device)
-    _window_shares_kernel[(programs,)](
-        qkv,
-        position_table,
-        attended_grad,
-        shares,
-        table_shares,
-        first,
-        last,
-        count,
-        height,
-        half,
-        (channels // 3 // HEADS) ** -0.5,
-        *qkv.stride(),
-        **constants,
-    )
     from_row, to_row = max(first - 2, 0), min(last + 2, height)
     elements = batch * channels * (to_row - from_row) * width
-    _gather_shares_kernel[(triton.cdiv(elements, _FOLD_BLOCK),)](
-        shares, qkv_grad, first, last, from_row, to_row, batch, channels, height, half, BLOCK=_FOLD_BLOCK
-    )
+    with torch.cuda.device_of(qkv):
+        _window_shares_kernel[(programs,)](
+            qkv,
+            position_table,
+            attended_grad,
+            shares,
+            table_shares,
+            first,
+            last,
+            count,
+            height,
+            half,
+            (channels // 3 // HEADS) ** -0.5,
+            *qkv.stride(),
+            **constants,
+        )
+        _gather_shares_kernel[(triton.cdiv(elements, _FOLD_BLOCK),)](
+            shares, qkv_grad, first, last, from_row, to_row, batch, channels, height, half, BLOCK=_FOLD_BLOCK
+        )
     pairs = table_shares.double().sum(0)[:, :, :AREA].reshape(HEADS, AREA * AREA)
     # a product with ones and zeros, for index_add_ has no fixed order on CUDA
     offsets = relative_position_index().to(qkv.device).flatten()
@@ -183,4 +185,4 @@ def _gather_config() -> Any:
     return _gather_shares_kernel, signature, {"BLOCK": _FOLD_BLOCK}, {"num_warps": 4}
 
 
-AOT_CONFIGS = [*aot_configs(_window_shares_kernel, 32, 64), _gather_config()]
+AOT_CONFIGS = [*aot_configs(_window_shares_kernel, 32, 64, 96, 160), _gather_config()]

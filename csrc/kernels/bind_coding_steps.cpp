@@ -49,10 +49,11 @@ void bind_coding_steps(py::module_& module) {
          bool clear, bool wide, int threads) {
         const Board board = board_of(shape, first);
         const ScaleTable scale_table = table_of(table, rows, bound);
+        const Isa isa = chosen_isa();  // reads the environment
         py::gil_scoped_release release;
         encode_step(board, map_of<float>(values), map_of<const float>(y), map_of<const float>(scales),
                     map_of<const float>(means), scale_table, clear, wide, reinterpret_cast<void*>(symbols),
-                    reinterpret_cast<uint8_t*>(indexes), reinterpret_cast<uint8_t*>(flags), threads);
+                    reinterpret_cast<uint8_t*>(indexes), reinterpret_cast<uint8_t*>(flags), isa, threads);
       },
       py::arg("values"), py::arg("y"), py::arg("scales"), py::arg("means"), py::arg("shape"), py::arg("table"),
       py::arg("rows"), py::arg("bound"), py::arg("symbols"), py::arg("indexes"), py::arg("flags"), py::arg("first"),
@@ -63,9 +64,10 @@ void bind_coding_steps(py::module_& module) {
          Address indexes, Address flags, size_t first, int threads) {
         const Board board = board_of(shape, first);
         const ScaleTable scale_table = table_of(table, rows, bound);
+        const Isa isa = chosen_isa();  // reads the environment
         py::gil_scoped_release release;
         decode_indexes(board, map_of<const float>(scales), map_of<const float>(means), scale_table,
-                       reinterpret_cast<uint8_t*>(indexes), reinterpret_cast<uint8_t*>(flags), threads);
+                       reinterpret_cast<uint8_t*>(indexes), reinterpret_cast<uint8_t*>(flags), isa, threads);
       },
       py::arg("scales"), py::arg("means"), py::arg("shape"), py::arg("table"), py::arg("rows"), py::arg("bound"),
       py::arg("indexes"), py::arg("flags"), py::arg("first"), py::arg("threads"));
@@ -74,9 +76,10 @@ void bind_coding_steps(py::module_& module) {
       [](const MapTuple& values, Address symbols, bool wide, const MapTuple& means, const Shape& shape, size_t first,
          bool clear, int threads) {
         const Board board = board_of(shape, first);
+        const Isa isa = chosen_isa();  // reads the environment
         py::gil_scoped_release release;
         decode_values(board, map_of<float>(values), reinterpret_cast<const void*>(symbols), wide,
-                      map_of<const float>(means), clear, threads);
+                      map_of<const float>(means), clear, isa, threads);
       },
       py::arg("values"), py::arg("symbols"), py::arg("wide"), py::arg("means"), py::arg("shape"), py::arg("first"),
       py::arg("clear"), py::arg("threads"));
@@ -84,8 +87,9 @@ void bind_coding_steps(py::module_& module) {
       "residual_step",
       [](const MapTuple& values, const MapTuple& logits, const Shape& shape, size_t first, int threads) {
         const Board board = board_of(shape, first);
+        const Isa isa = chosen_isa();  // reads the environment
         py::gil_scoped_release release;
-        residual_step(board, map_of<float>(values), map_of<const float>(logits), threads);
+        residual_step(board, map_of<float>(values), map_of<const float>(logits), isa, threads);
       },
       py::arg("values"), py::arg("logits"), py::arg("shape"), py::arg("first"), py::arg("threads"));
 }

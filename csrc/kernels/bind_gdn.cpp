@@ -23,8 +23,9 @@ void bind_gdn(py::module_& module) {
                            channels,
                            positions,
                            channels_last};
+        const Isa isa = chosen_isa();  // reads the environment
         py::gil_scoped_release release;
-        gdn(maps, reinterpret_cast<const float*>(beta), reinterpret_cast<const float*>(gamma), inverse, threads);
+        gdn(maps, reinterpret_cast<const float*>(beta), reinterpret_cast<const float*>(gamma), inverse, isa, threads);
       },
       py::arg("x"), py::arg("residual"), py::arg("y"), py::arg("batch"), py::arg("channels"), py::arg("positions"),
       py::arg("channels_last"), py::arg("beta"), py::arg("gamma"), py::arg("inverse"), py::arg("threads"));

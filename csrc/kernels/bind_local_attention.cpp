@@ -35,9 +35,10 @@ void bind_local_attention(py::module_& module) {
       "local_attention",
       [](Address qkv, const std::array<int64_t, 4>& shape, const std::array<int64_t, 4>& strides, Address table,
          Address fusion_weight, Address fusion_bias, Address proj_weight, Address proj_bias, Address out, int threads) {
+        const Isa isa = chosen_isa();  // reads the environment
         py::gil_scoped_release released;
         mlic::kernels::local_attention(maps(qkv, shape, strides, table), floats(fusion_weight), floats(fusion_bias),
-                                       floats(proj_weight), floats(proj_bias), floats_out(out), threads);
+                                       floats(proj_weight), floats(proj_bias), floats_out(out), isa, threads);
       },
       py::arg("qkv"), py::arg("shape"), py::arg("strides"), py::arg("table"), py::arg("fusion_weight"),
       py::arg("fusion_bias"), py::arg("proj_weight"), py::arg("proj_bias"), py::arg("out"), py::arg("threads"));
@@ -46,8 +47,9 @@ void bind_local_attention(py::module_& module) {
       "local_attention_rows",
       [](Address qkv, const std::array<int64_t, 4>& shape, const std::array<int64_t, 4>& strides, Address table,
          int64_t first, int64_t last, Address attended, int threads) {
+        const Isa isa = chosen_isa();  // reads the environment
         py::gil_scoped_release released;
-        mlic::kernels::local_attention_rows(maps(qkv, shape, strides, table), first, last, floats_out(attended),
+        mlic::kernels::local_attention_rows(maps(qkv, shape, strides, table), first, last, floats_out(attended), isa,
                                             threads);
       },
       py::arg("qkv"), py::arg("shape"), py::arg("strides"), py::arg("table"), py::arg("first"), py::arg("last"),
@@ -57,10 +59,11 @@ void bind_local_attention(py::module_& module) {
       "local_attention_rows_backward",
       [](Address qkv, const std::array<int64_t, 4>& shape, const std::array<int64_t, 4>& strides, Address table,
          int64_t first, int64_t last, Address attended_grad, Address qkv_grad, Address table_grad, int threads) {
+        const Isa isa = chosen_isa();  // reads the environment
         py::gil_scoped_release released;
         mlic::kernels::local_attention_rows_backward(maps(qkv, shape, strides, table), first, last,
                                                      floats(attended_grad), floats_out(qkv_grad),
-                                                     reinterpret_cast<double*>(table_grad), threads);
+                                                     reinterpret_cast<double*>(table_grad), isa, threads);
       },
       py::arg("qkv"), py::arg("shape"), py::arg("strides"), py::arg("table"), py::arg("first"), py::arg("last"),
       py::arg("attended_grad"), py::arg("qkv_grad"), py::arg("table_grad"), py::arg("threads"));

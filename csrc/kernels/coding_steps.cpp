@@ -7,7 +7,6 @@
 #include <cstring>
 #include <limits>
 
-#include "isa.hpp"
 #include "tasks.hpp"
 
 #if MLIC_X86
@@ -87,23 +86,23 @@ void run_blocks(const Job& job, void (*work)(const Job&, size_t), int threads) {
 
 void encode_step(const Board& board, Map<float> values, Map<const float> y, Map<const float> scales,
                  Map<const float> means, const ScaleTable& table, bool clear, bool wide, void* symbols,
-                 uint8_t* indexes, uint8_t* flags, int threads) {
+                 uint8_t* indexes, uint8_t* flags, Isa isa, int threads) {
   run_blocks(EncodeJob{board, values, y, scales, means, table, clear, wide, symbols, indexes, flags},
-             MLIC_PICK(encode_block), threads);
+             MLIC_PICK_OF(isa, encode_block), threads);
 }
 
 void decode_indexes(const Board& board, Map<const float> scales, Map<const float> means, const ScaleTable& table,
-                    uint8_t* indexes, uint8_t* flags, int threads) {
-  run_blocks(IndexJob{board, scales, means, table, indexes, flags}, MLIC_PICK(index_block), threads);
+                    uint8_t* indexes, uint8_t* flags, Isa isa, int threads) {
+  run_blocks(IndexJob{board, scales, means, table, indexes, flags}, MLIC_PICK_OF(isa, index_block), threads);
 }
 
 void decode_values(const Board& board, Map<float> values, const void* symbols, bool wide, Map<const float> means,
-                   bool clear, int threads) {
-  run_blocks(ValueJob{board, values, symbols, means, clear, wide}, MLIC_PICK(value_block), threads);
+                   bool clear, Isa isa, int threads) {
+  run_blocks(ValueJob{board, values, symbols, means, clear, wide}, MLIC_PICK_OF(isa, value_block), threads);
 }
 
-void residual_step(const Board& board, Map<float> values, Map<const float> logits, int threads) {
-  run_blocks(ResidualJob{board, values, logits}, MLIC_PICK(residual_block), threads);
+void residual_step(const Board& board, Map<float> values, Map<const float> logits, Isa isa, int threads) {
+  run_blocks(ResidualJob{board, values, logits}, MLIC_PICK_OF(isa, residual_block), threads);
 }
 
 }  // namespace mlic::kernels

@@ -5,7 +5,11 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "isa.hpp"
+
 namespace mlic::kernels {
+
+// In all functions, `isa` is what chosen_isa() says.
 
 // Packed positions handled at once; each such block reports in one byte of flags.
 constexpr size_t kCodingBlock = 512;
@@ -43,17 +47,17 @@ struct ScaleTable {
 // flags [ceil(packed / kCodingBlock)].
 void encode_step(const Board& board, Map<float> values, Map<const float> y, Map<const float> scales,
                  Map<const float> means, const ScaleTable& table, bool clear, bool wide, void* symbols,
-                 uint8_t* indexes, uint8_t* flags, int threads);
+                 uint8_t* indexes, uint8_t* flags, Isa isa, int threads);
 
 // The same indexes from scales alone; means are only checked. Layouts as in encode_step.
 void decode_indexes(const Board& board, Map<const float> scales, Map<const float> means, const ScaleTable& table,
-                    uint8_t* indexes, uint8_t* flags, int threads);
+                    uint8_t* indexes, uint8_t* flags, Isa isa, int threads);
 
 // values = symbol + mean at the colour, 0 at the other one if clear. symbols: int32_t if wide, else int16_t, [packed].
 void decode_values(const Board& board, Map<float> values, const void* symbols, bool wide, Map<const float> means,
-                   bool clear, int threads);
+                   bool clear, Isa isa, int threads);
 
 // values += tanh(logits) / 2 at the colour.
-void residual_step(const Board& board, Map<float> values, Map<const float> logits, int threads);
+void residual_step(const Board& board, Map<float> values, Map<const float> logits, Isa isa, int threads);
 
 }  // namespace mlic::kernels

@@ -8,7 +8,6 @@
 #include <cstring>
 #include <vector>
 
-#include "isa.hpp"
 #include "tasks.hpp"
 
 #if MLIC_X86
@@ -39,8 +38,8 @@ struct GdnJob {
 
 namespace mlic::kernels {
 
-void gdn(const GdnMaps& maps, const float* beta, const float* gamma, bool inverse, int threads) {
-  const size_t channels = maps.channels, panel = MLIC_PICK(panel_width)();
+void gdn(const GdnMaps& maps, const float* beta, const float* gamma, bool inverse, Isa isa, int threads) {
+  const size_t channels = maps.channels, panel = MLIC_PICK_OF(isa, panel_width)();
   if (maps.batch == 0 || channels == 0 || maps.positions == 0) return;
   size_t tasks, scratch;
   Floats weights;
@@ -63,7 +62,7 @@ void gdn(const GdnMaps& maps, const float* beta, const float* gamma, bool invers
   std::vector<Floats> squares;
   for (size_t worker = 0; worker < workers; worker++) squares.emplace_back(scratch);
   const GdnJob job{maps, beta, weights.data(), inverse};
-  const auto work = maps.channels_last ? MLIC_PICK(pixels_task) : MLIC_PICK(planes_task);
+  const auto work = maps.channels_last ? MLIC_PICK_OF(isa, pixels_task) : MLIC_PICK_OF(isa, planes_task);
   run_tasks(static_cast<int64_t>(tasks), static_cast<int>(workers), [&](int64_t task, int worker) {
     work(job, static_cast<size_t>(task), squares[static_cast<size_t>(worker)].data());
   });

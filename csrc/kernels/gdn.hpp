@@ -4,6 +4,8 @@
 
 #include <cstddef>
 
+#include "isa.hpp"
+
 namespace mlic::kernels {
 
 // Maps [B, C, P] (positions innermost), or [B, P, C] if channels_last; float32, dense.
@@ -17,7 +19,7 @@ struct GdnMaps {
 
 // y = x / sqrt(beta[o] + sum over k of gamma[o][k] x[k]^2) + residual, or x * sqrt(...) + residual if inverse.
 // beta [C], gamma [C][C]. Results depend neither on the layout nor on the threads, and those of a position on no other
-// one. Throws std::bad_alloc.
-void gdn(const GdnMaps& maps, const float* beta, const float* gamma, bool inverse, int threads);
+// one. `isa` is what chosen_isa() says. Throws std::bad_alloc.
+void gdn(const GdnMaps& maps, const float* beta, const float* gamma, bool inverse, Isa isa, int threads);
 
 }  // namespace mlic::kernels

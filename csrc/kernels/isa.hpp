@@ -21,8 +21,9 @@ class IsaError : public std::runtime_error {
 enum class Isa { kGeneric, kAvx2, kAvx512 };
 
 // The widest that this processor has, or, if it is narrower, what the environment variable MLIC_FAST_ISA names
-// (generic, avx2, avx512). Read anew at each call. Throws IsaError for another name, or for a set that this processor
-// lacks.
+// (generic, avx2, avx512). Read anew at each call, from the environment, which Python's threads write to under the GIL:
+// to be called with the GIL held, once for each call of a kernel. Throws IsaError for another name, or for a set that
+// this processor lacks.
 Isa chosen_isa();
 
 // generic, avx2 or avx512
@@ -30,8 +31,8 @@ std::string name_of(Isa isa);
 
 // A kernel's entry points are compiled once for each instruction set; this takes the one to call.
 template <typename Entry>
-Entry pick(Entry generic, [[maybe_unused]] Entry avx2, [[maybe_unused]] Entry avx512) {
-  switch (chosen_isa()) {
+Entry pick(Isa isa, Entry generic, [[maybe_unused]] Entry avx2, [[maybe_unused]] Entry avx512) {
+  switch (isa) {
     case Isa::kAvx512:
       return avx512;
     case Isa::kAvx2:
@@ -44,9 +45,9 @@ Entry pick(Entry generic, [[maybe_unused]] Entry avx2, [[maybe_unused]] Entry av
 
 }  // namespace mlic::kernels
 
-// MLIC_PICK(run) is run of the namespace that fits: generic::run, avx2::run or avx512::run.
+// MLIC_PICK_OF(isa, run) is run of the namespace that fits: generic::run, avx2::run or avx512::run.
 #if MLIC_X86
-#define MLIC_PICK(entry) ::mlic::kernels::pick(&generic::entry, &avx2::entry, &avx512::entry)
+#define MLIC_PICK_OF(isa, entry) ::mlic::kernels::pick(isa, &generic::entry, &avx2::entry, &avx512::entry)
 #else
-#define MLIC_PICK(entry) ::mlic::kernels::pick(&generic::entry, &generic::entry, &generic::entry)
+#define MLIC_PICK_OF(isa, entry) ::mlic::kernels::pick(isa, &generic::entry, &generic::entry, &generic::entry)
 #endif

@@ -215,8 +215,8 @@ namespace {
 
 // Rows first ≤ row < last of every picture, split so that each thread has as much to do: the windows of a block's
 // first rows need queries of the rows before it once more, so blocks are as large as they may be.
-void run_blocks(const Plan& plan, int threads) {
-  const auto run = MLIC_PICK(rows_forward);
+void run_blocks(const Plan& plan, Isa isa, int threads) {
+  const auto run = MLIC_PICK_OF(isa, rows_forward);
   const int64_t rows = plan.last - plan.first;
   const int64_t wanted = threads / std::gcd<int64_t>(threads, plan.qkv.batch);
   const int64_t blocks = std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, rows / kWindow));
@@ -233,7 +233,7 @@ void run_blocks(const Plan& plan, int threads) {
 }  // namespace
 
 void local_attention(const QkvMaps& qkv, const float* fusion_weight, const float* fusion_bias, const float* proj_weight,
-                     const float* proj_bias, float* out, int threads) {
+                     const float* proj_bias, float* out, Isa isa, int threads) {
   Plan plan(qkv);
   const int64_t C = qkv.channels, outputs = 2 * C;
   plan.fusion = Floats(static_cast<size_t>(kArea * C * outputs));
@@ -251,23 +251,23 @@ void local_attention(const QkvMaps& qkv, const float* fusion_weight, const float
   plan.fusion_bias = fusion_bias;
   plan.proj_bias = proj_bias;
   plan.out = out;
-  run_blocks(plan, threads);
+  run_blocks(plan, isa, threads);
 }
 
-void local_attention_rows(const QkvMaps& qkv, int64_t first, int64_t last, float* attended, int threads) {
+void local_attention_rows(const QkvMaps& qkv, int64_t first, int64_t last, float* attended, Isa isa, int threads) {
   Plan plan(qkv);
   plan.first = first;
   plan.last = last;
   plan.attended = attended;
-  run_blocks(plan, threads);
+  run_blocks(plan, isa, threads);
 }
 
 void local_attention_rows_backward(const QkvMaps& qkv, int64_t first, int64_t last, const float* attended_grad,
-                                   float* qkv_grad, double* table_grad, int threads) {
+                                   float* qkv_grad, double* table_grad, Isa isa, int threads) {
   Plan plan(qkv);
   plan.first = first;
   plan.last = last;
-  const auto run = MLIC_PICK(rows_backward);
+  const auto run = MLIC_PICK_OF(isa, rows_backward);
   const int64_t count = qkv.batch * kHeads;
   std::vector<BackwardWorkspace> workspaces;
   for (int64_t i = 0; i < std::min<int64_t>(threads, count); ++i) workspaces.emplace_back(plan);

@@ -9,6 +9,8 @@
 #include <array>
 #include <cstdint>
 
+#include "isa.hpp"
+
 namespace mlic::kernels {
 
 constexpr int kWindow = 5;
@@ -35,20 +37,20 @@ struct QkvMaps {
 };
 
 // All outputs are written completely, in coding order: column j of the packed row is column 2j of even rows and
-// 2j + 1 of odd ones. Results do not depend on `threads`. Throws std::bad_alloc, and what chosen_isa() throws.
+// 2j + 1 of odd ones. Results do not depend on `threads`. Throws std::bad_alloc. `isa` is what chosen_isa() says.
 
 // out [batch, height, width/2, 2C] = proj(fusion(attended)).
 //   fusion_weight [2C, C, 5, 5], fusion_bias [2C], proj_weight [2C, 2C] (out, in), proj_bias [2C], contiguous
 void local_attention(const QkvMaps& qkv, const float* fusion_weight, const float* fusion_bias, const float* proj_weight,
-                     const float* proj_bias, float* out, int threads);
+                     const float* proj_bias, float* out, Isa isa, int threads);
 
 // attended [C, 25, batch, last − first, width/2]: what the fusion reads for the windows of rows first ≤ row < last.
 // Here channels are in the fusion's order, head·C/2 + element.
-void local_attention_rows(const QkvMaps& qkv, int64_t first, int64_t last, float* attended, int threads);
+void local_attention_rows(const QkvMaps& qkv, int64_t first, int64_t last, float* attended, Isa isa, int threads);
 
 // Adds to qkv_grad [batch, 3C, height, width] and table_grad [batch, 2, 81] (doubles) what reaches them
 // from attended_grad, the gradient of local_attention_rows' result for the same rows.
 void local_attention_rows_backward(const QkvMaps& qkv, int64_t first, int64_t last, const float* attended_grad,
-                                   float* qkv_grad, double* table_grad, int threads);
+                                   float* qkv_grad, double* table_grad, Isa isa, int threads);
 
 }  // namespace mlic::kernels

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mlic_fast import backend
 from mlic_fast.checkerboard import Pass
-from mlic_fast.errors import BackendError, CodingError
+from mlic_fast.errors import BackendError, CodingError, ConfigError, DeviceError
 from mlic_fast.finite import non_finite
 from mlic_fast.kernels import coding_steps as kernels
 
@@ -42,9 +42,12 @@ def encode_step(
     flags uint8. If `check_flags` finds that a symbol is too large for int16, the step must be
     done again with `wide`. Symbols beyond ±2³⁰ saturate there, which no coder accepts.
     Indexes are those of CompressAI's GaussianConditional.build_indexes, on every backend.
-    Raises CodingError for shapes or tables that do not fit, BackendError for dtypes the backend has no kernel for.
+    Raises CodingError for shapes or tables that do not fit, ConfigError for empty maps and for `values` whose
+    elements share memory, DeviceError for tensors on several devices, BackendError for dtypes the backend has
+    no kernel for.
     """
-    chosen = _checked(table, bound, values=values, y=y, scales=scales, means=means)
+    chosen = _checked(values=values, y=y, scales=scales, means=means, table=table, bound=bound)
+    _check_written(values)
     arguments = (values, y, scales, means, table, bound, colour.value, clear, wide)
     if chosen == "torch":
         return kernels.encode_step_ref(*arguments)
@@ -57,7 +60,7 @@ def decode_indexes(scales: Tensor, means: Tensor, colour: Pass, table: Tensor, b
 
     Means are read only to learn before decoding whether they are finite. Raises as `encode_step` does.
     """
-    chosen = _checked(table, bound, scales=scales, means=means)
+    chosen = _checked(scales=scales, means=means, table=table, bound=bound)
     if chosen == "torch":
         return kernels.decode_indexes_ref(scales, means, table, bound, colour.value)
     result: tuple[Tensor, Tensor] = torch.ops.mlic_fast.decode_indexes(scales, means, table, bound, colour.value)
@@ -68,15 +71,17 @@ def decode_values(values: Tensor, symbols: Tensor, means: Tensor, colour: Pass, 
     """Write symbols + means to `values` [B, C, h, w] at one colour; `clear` as in `encode_step`.
 
     symbols: int16 or int32 [B, C, h, w/2] in coding order, contiguous; means: [B, C, h, w].
-    Raises CodingError for shapes that do not fit.
+    Raises as `encode_step` does.
     """
-    chosen = _checked(None, None, values=values, means=means)
+    chosen = _checked(values=values, means=means)
+    _check_written(values)
     batch, channels, height, width = means.shape
     if symbols.shape != (batch, channels, height, width // 2) or symbols.dtype not in (torch.int16, torch.int32):
         raise CodingError(
             f"symbols must be int16 or int32 {[batch, channels, height, width // 2]}, "
             f"not {symbols.dtype} {list(symbols.shape)}"
         )
+    _check_devices(means=means, symbols=symbols)
     if chosen == "torch":
         kernels.decode_values_ref(values, symbols, means, colour.value, clear)
     else:
@@ -86,9 +91,11 @@ def decode_values(values: Tensor, symbols: Tensor, means: Tensor, colour: Pass, 
 def residual_step(values: Tensor, logits: Tensor, colour: Pass) -> None:
     """Add 0.5·tanh(logits) to `values` at one colour, in place; both [B, C, h, w], any strides.
 
-    Raises CodingError for shapes that do not fit.
+    Raises as `encode_step` does.
     """
-    if _checked(None, None, values=values, logits=logits) == "torch":
+    chosen = _checked(values=values, logits=logits)
+    _check_written(values)
+    if chosen == "torch":
         kernels.residual_step_ref(values, logits, colour.value)
     else:
         torch.ops.mlic_fast.residual_step(values, logits, colour.value)
@@ -107,29 +114,29 @@ def check_flags(flags: Tensor) -> bool:
     return bool(found & kernels.LARGE_SYMBOL)
 
 
-def _checked(table: Tensor | None, bound: Tensor | None, **maps: Tensor) -> backend.Backend:
-    """The backend for these maps, once their shapes and dtypes are found to fit."""
+def _checked(table: Tensor | None = None, bound: Tensor | None = None, **maps: Tensor) -> backend.Backend:
+    """The backend for these maps, once their shapes, devices and dtypes are found to fit."""
     first = next(iter(maps.values()))
     shapes = {name: list(x.shape) for name, x in maps.items()}
-    if first.dim() != 4 or any(shape != shapes[next(iter(maps))] for shape in shapes.values()) or first.shape[3] % 2:
+    if first.dim() != 4 or any(x.shape != first.shape for x in maps.values()) or first.shape[3] % 2:
         raise CodingError(f"maps must be [B, C, h, w] of one shape, w even, not {shapes}")
-    if any(x.device != first.device for x in maps.values()):
-        raise CodingError(f"maps must lie on one device, not { {name: str(x.device) for name, x in maps.items()} }")
+    if 0 in first.shape:
+        raise ConfigError(f"coding steps: maps must not be empty, and these are {list(first.shape)}")
+    tensors = dict(maps)
     if table is not None and bound is not None:
         if table.dim() != 1 or not 1 <= len(table) <= 256 or bound.numel() != 1:
             raise CodingError(
                 f"the scale table must have 1 to 256 entries and one bound, not {list(table.shape)} and "
                 f"{list(bound.shape)}; a model without tables needs update()"
             )
-        if table.device != first.device or bound.device != first.device:
-            raise CodingError(f"the scale table lies on {table.device}, the maps on {first.device}: move the model")
+        tensors |= {"table": table, "bound": bound}
+    _check_devices(**tensors)
     chosen = backend.choose(first)
     if chosen == "torch":
         return chosen
-    floats = [x for x in (*maps.values(), table, bound) if x is not None]
-    if any(x.dtype != torch.float32 for x in floats):
+    if any(x.dtype != torch.float32 for x in tensors.values()):
         raise BackendError(
-            f"backend {chosen}: coding steps take float32, not {[str(x.dtype) for x in floats]}; "
+            f"backend {chosen}: coding steps take float32, not {[str(x.dtype) for x in tensors.values()]}; "
             f"set {backend.VARIABLE}=torch for other formats"
         )
     if first.numel() >= 2**31:
@@ -137,6 +144,21 @@ def _checked(table: Tensor | None, bound: Tensor | None, **maps: Tensor) -> back
             f"backend {chosen}: a slice of {first.numel()} values is too large; code fewer images at once"
         )
     return chosen
+
+
+def _check_devices(**tensors: Tensor) -> None:
+    if len({x.device for x in tensors.values()}) > 1:
+        found = ", ".join(f"{name} on {x.device}" for name, x in tensors.items())
+        raise DeviceError(f"coding steps: tensors must lie on one device, not {found}; move the model or the maps")
+
+
+def _check_written(values: Tensor) -> None:
+    """Refuse to write where two elements are one, as those of an expanded map are."""
+    if any(stride == 0 and size > 1 for size, stride in zip(values.shape, values.stride(), strict=True)):
+        raise ConfigError(
+            f"coding steps: values {list(values.shape)} with strides {list(values.stride())} are an expanded tensor "
+            "and cannot be written; make a copy of it"
+        )
 
 
 # ---- operators of torch.library; they run on the backend that is chosen when they are called ----
@@ -169,12 +191,12 @@ def _encode_step(
         _map(scales),
         _map(means),
         tuple(y.shape),
-        table.data_ptr(),
+        _address(table, torch.float32),
         len(table),
-        bound.data_ptr(),
-        symbols.data_ptr(),
-        indexes.data_ptr(),
-        flags.data_ptr(),
+        _address(bound, torch.float32),
+        _address(symbols, symbols.dtype),
+        _address(indexes, torch.uint8),
+        _address(flags, torch.uint8),
         first,
         clear,
         wide,
@@ -216,11 +238,11 @@ def _decode_indexes(scales: Tensor, means: Tensor, table: Tensor, bound: Tensor,
         _map(scales),
         _map(means),
         tuple(scales.shape),
-        table.data_ptr(),
+        _address(table, torch.float32),
         len(table),
-        bound.data_ptr(),
-        indexes.data_ptr(),
-        flags.data_ptr(),
+        _address(bound, torch.float32),
+        _address(indexes, torch.uint8),
+        _address(flags, torch.uint8),
         first,
         torch.get_num_threads(),
     )
@@ -240,10 +262,11 @@ def _decode_values(values: Tensor, symbols: Tensor, means: Tensor, first: int, c
     elif chosen == "torch":
         kernels.decode_values_ref(values, symbols, means, first, clear)
     else:
+        wide = symbols.dtype == torch.int32
         backend.cpu_kernels.decode_values(
             _map(values),
-            symbols.data_ptr(),
-            symbols.dtype == torch.int32,
+            _address(symbols, torch.int32 if wide else torch.int16),
+            wide,
             _map(means),
             tuple(means.shape),
             first,
@@ -276,5 +299,15 @@ def _(values: Tensor, logits: Tensor, first: int) -> None:
 
 
 def _map(x: Tensor) -> tuple[int, int, int, int, int]:
-    """Address and strides (in elements) of a map [B, C, h, w]."""
-    return x.data_ptr(), x.stride(0), x.stride(1), x.stride(2), x.stride(3)
+    """Address and strides (in elements) of a map [B, C, h, w]. Raises BackendError unless float32 on the CPU."""
+    return _address(x, torch.float32, dense=False), x.stride(0), x.stride(1), x.stride(2), x.stride(3)
+
+
+def _address(x: Tensor, dtype: torch.dtype, *, dense: bool = True) -> int:
+    """Where x begins, once it is known to be what the C++ kernel takes it for; BackendError if it is not."""
+    if x.dtype != dtype or x.device.type != "cpu" or (dense and not x.is_contiguous()):
+        raise BackendError(
+            f"coding steps: a kernel takes {dtype} on the CPU, packed tensors contiguous, not {x.dtype} on {x.device} "
+            f"with strides {x.stride()}"
+        )
+    return x.data_ptr()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -14,9 +15,9 @@ from mlic_fast.errors import BackendError, ConfigError
 from mlic_fast.kernels import local_attention as kernels
 from mlic_fast.kernels.local_attention import AREA, HEADS, local_attention_ref
 from mlic_fast.kernels.local_attention_backward import local_attention_rows_backward
-from mlic_fast.precision import matmul
+from mlic_fast.precision import matmul, no_autocast
 
-# Floats that the backward pass keeps of the windows of a block of rows, in each of two tensors (8 MiB).
+# Floats that the backward pass keeps of the windows of a block of rows or pictures, in each of two tensors (8 MiB).
 BLOCK_FLOATS = 2**21
 
 
@@ -84,11 +85,12 @@ def _local_attention(
 ) -> Tensor:
     parameters = [p.contiguous() for p in (position_table, fusion_weight, fusion_bias, proj_weight, proj_bias)]
     if chosen == "triton":
-        return kernels.local_attention(qkv, *parameters)
+        with no_autocast(qkv.device):
+            return kernels.local_attention(qkv, *parameters)
     out = _empty_output(qkv)
     table, *weights = parameters
     backend.cpu_kernels.local_attention(
-        *_cpu_maps(qkv, table), *(w.data_ptr() for w in weights), out.data_ptr(), torch.get_num_threads()
+        *_cpu_maps(qkv, table), *(_address(w) for w in weights), _address(out), torch.get_num_threads()
     )
     return out
 
@@ -99,7 +101,17 @@ def _empty_output(qkv: Tensor) -> Tensor:
 
 
 def _cpu_maps(qkv: Tensor, table: Tensor) -> tuple[int, list[int], list[int], int]:
-    return qkv.data_ptr(), list(qkv.shape), list(qkv.stride()), table.data_ptr()
+    return _address(qkv, strided=True), list(qkv.shape), list(qkv.stride()), _address(table)
+
+
+def _address(x: Tensor, dtype: torch.dtype = torch.float32, strided: bool = False) -> int:
+    """Where x's numbers start, for C++, which takes them as they lie there. Raises BackendError if it may not."""
+    if x.device.type != "cpu" or x.dtype != dtype or not (strided or x.is_contiguous()):
+        raise BackendError(
+            f"local_attention: backend cpu was given {x.dtype} on {x.device} with strides {list(x.stride())} "
+            f"for shape {list(x.shape)}, and needs {dtype} on the CPU, contiguous; use backend torch"
+        )
+    return x.data_ptr()
 
 
 @_local_attention.register_fake
@@ -125,29 +137,51 @@ def _local_attention_backward(
     proj_weight: Tensor,
     chosen: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of the six inputs. Windows are computed again for a few rows at a time."""
+    """Gradients of the six inputs. Windows are computed again for a few rows, or a few small pictures, at a time."""
+    with no_autocast(qkv.device):
+        return _gradients(grad, qkv, position_table, fusion_weight, fusion_bias, proj_weight, chosen)
+
+
+def _gradients(
+    grad: Tensor,
+    qkv: Tensor,
+    position_table: Tensor,
+    fusion_weight: Tensor,
+    fusion_bias: Tensor,
+    proj_weight: Tensor,
+    chosen: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     batch, _, height, width = qkv.shape
     outputs, C = fusion_weight.shape[:2]
     fusion = fusion_weight.reshape(outputs, C * AREA)
     table = position_table.contiguous()
-    qkv_grad = torch.zeros_like(qkv, memory_format=torch.contiguous_format)
+    qkv_grad = torch.zeros(qkv.shape, dtype=qkv.dtype, device=qkv.device)
     table_grad = torch.zeros(batch, HEADS, table.shape[0], dtype=torch.float64, device=qkv.device)
-    fusion_grad, fusion_bias_grad = torch.zeros_like(fusion), torch.zeros_like(fusion_bias)
-    proj_grad, proj_bias_grad = torch.zeros_like(proj_weight), torch.zeros_like(fusion_bias)
-    rows = max(1, min(height, BLOCK_FLOATS // (C * AREA * batch * width // 2)))
-    for first in range(0, height, rows):
-        last = min(first + rows, height)
-        attended = _attended_rows(qkv, table, first, last, chosen).flatten(2).flatten(0, 1)  # [25C, positions]
-        out_grad = grad[:, first:last].permute(3, 0, 1, 2).flatten(1)  # [2C, positions]
+    fusion_grad, fusion_bias_grad, proj_grad, proj_bias_grad = (
+        torch.zeros(shape, dtype=qkv.dtype, device=qkv.device)
+        for shape in (fusion.shape, fusion_bias.shape, proj_weight.shape, fusion_bias.shape)
+    )
+    # rows are chosen without regard to the batch: they decide the order in which qkv's gradients are summed
+    row_floats = C * AREA * (width // 2)
+    rows = max(1, min(height, BLOCK_FLOATS // row_floats))
+    pictures = max(1, BLOCK_FLOATS // (rows * row_floats))
+    for start, first in itertools.product(range(0, batch, pictures), range(0, height, rows)):
+        some, last = slice(start, start + pictures), min(first + rows, height)
+        attended = _attended_rows(qkv[some], table, first, last, chosen).flatten(2).flatten(0, 1)  # [25C, positions]
+        out_grads = [g[first:last].permute(2, 0, 1).flatten(1).contiguous() for g in grad[some]]  # [2C, its positions]
+        # picture by picture: the rounding of a matrix product depends on its size
+        fused_grads = [matmul(proj_weight.t(), g) for g in out_grads]
+        out_grad, fused_grad = torch.cat(out_grads, 1), torch.cat(fused_grads, 1)  # [2C, positions]
         fused = matmul(fusion, attended) + fusion_bias[:, None]
-        fused_grad = matmul(proj_weight.t(), out_grad)
         proj_grad += matmul(out_grad, fused.t())
         proj_bias_grad += out_grad.sum(1)
         fusion_grad += matmul(fused_grad, attended.t())
         fusion_bias_grad += fused_grad.sum(1)
         del attended, fused  # before the next tensor of their size
-        attended_grad = matmul(fusion.t(), fused_grad)
-        _attended_rows_backward(qkv, table, first, last, attended_grad, qkv_grad, table_grad, chosen)
+        attended_grads = [matmul(fusion.t(), g) for g in fused_grads]  # [25C, its positions]
+        attended_grad = attended_grads[0] if len(attended_grads) == 1 else torch.cat(attended_grads, 1)
+        del attended_grads
+        _attended_rows_backward(qkv[some], table, first, last, attended_grad, qkv_grad[some], table_grad[some], chosen)
     table_sum = table_grad.sum(0).t().to(table.dtype).contiguous()
     return qkv_grad, table_sum, fusion_grad.view(fusion_weight.shape), fusion_bias_grad, proj_grad, proj_bias_grad
 
@@ -160,7 +194,7 @@ def _attended_rows(qkv: Tensor, table: Tensor, first: int, last: int, chosen: st
         kernels.local_attention_rows(qkv, table, first, last, attended)
     else:
         backend.cpu_kernels.local_attention_rows(
-            *_cpu_maps(qkv, table), first, last, attended.data_ptr(), torch.get_num_threads()
+            *_cpu_maps(qkv, table), first, last, _address(attended), torch.get_num_threads()
         )
     return attended
 
@@ -183,9 +217,9 @@ def _attended_rows_backward(
         *_cpu_maps(qkv, table),
         first,
         last,
-        attended_grad.contiguous().data_ptr(),
-        qkv_grad.data_ptr(),
-        table_grad.data_ptr(),
+        _address(attended_grad.contiguous()),
+        _address(qkv_grad),
+        _address(table_grad, torch.float64),
         torch.get_num_threads(),
     )
 

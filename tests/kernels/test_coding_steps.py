@@ -20,7 +20,7 @@ from mlic_fast.checkerboard import Pass, keep, pack, unpack
 from mlic_fast.entropy.coding_steps import Reader, Writer
 from mlic_fast.entropy.range_coder import Decoder, Encoder
 from mlic_fast.entropy.tables import coding_tables
-from mlic_fast.errors import BackendError, CodingError, NonFiniteError
+from mlic_fast.errors import BackendError, CodingError, ConfigError, DeviceError, NonFiniteError
 from mlic_fast.ops import coding_steps as ops
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -406,3 +406,84 @@ def test_what_does_not_fit_is_refused(chosen: str, gaussian: GaussianConditional
         if chosen != "torch":
             with pytest.raises(BackendError, match="float32"):
                 ops.decode_indexes(scales.double(), means.double(), Pass.ANCHOR, *boundaries)
+
+
+@pytest.mark.parametrize("chosen", BACKENDS)
+def test_tensors_on_other_devices_are_refused(chosen: str, gaussian: GaussianConditional) -> None:
+    """Each tensor of each step in turn, before its address goes anywhere."""
+    device = PLACES[chosen]
+    table, bound = tables(gaussian, device)
+    y, scales, means = maps((1, 2, 4, 6), device)
+    named = {"values": y.clone(), "y": y, "scales": scales, "means": means, "logits": means}
+    named |= {"table": table, "bound": bound, "symbols": torch.zeros(1, 2, 4, 3, dtype=torch.int16, device=device)}
+    steps: list[tuple[Any, str, dict[str, bool]]] = [
+        (ops.encode_step, "values y scales means table bound", {"clear": True}),
+        (ops.decode_indexes, "scales means table bound", {}),
+        (ops.decode_values, "values symbols means", {"clear": True}),
+        (ops.residual_step, "values logits", {}),
+    ]
+    with use_backend(chosen):
+        for step, arguments, options in steps:
+            for elsewhere in arguments.split():
+                tensors = {name: named[name] for name in arguments.split()}
+                tensors[elsewhere] = tensors[elsewhere].to("meta")
+                with pytest.raises(DeviceError, match=f"{elsewhere} on meta"):
+                    step(**tensors, colour=Pass.ANCHOR, **options)
+
+
+@pytest.mark.parametrize("chosen", BACKENDS)
+@pytest.mark.parametrize("shape", [(0, 2, 4, 4), (1, 0, 4, 4), (1, 2, 0, 4), (1, 2, 4, 0)], ids=str)
+def test_empty_maps_are_refused(shape: tuple[int, ...], chosen: str, gaussian: GaussianConditional) -> None:
+    device = PLACES[chosen]
+    boundaries = tables(gaussian, device)
+    x = torch.zeros(shape, device=device)
+    symbols = torch.zeros(*shape[:3], shape[3] // 2, dtype=torch.int16, device=device)
+    with use_backend(chosen):
+        with pytest.raises(ConfigError, match="empty"):
+            ops.encode_step(x, x, x, x, Pass.ANCHOR, *boundaries, clear=True)
+        with pytest.raises(ConfigError, match="empty"):
+            ops.decode_indexes(x, x, Pass.ANCHOR, *boundaries)
+        with pytest.raises(ConfigError, match="empty"):
+            ops.decode_values(x, symbols, x, Pass.ANCHOR, clear=True)
+        with pytest.raises(ConfigError, match="empty"):
+            ops.residual_step(x, x, Pass.ANCHOR)
+
+
+@pytest.mark.parametrize("chosen", BACKENDS)
+def test_expanded_values_are_not_written(chosen: str, gaussian: GaussianConditional) -> None:
+    device = PLACES[chosen]
+    boundaries = tables(gaussian, device)
+    y, scales, means = maps((2, 3, 4, 4), device)
+    symbols = torch.zeros(2, 3, 4, 2, dtype=torch.int16, device=device)
+    with use_backend(chosen):
+        for thin in (y[:1], y[:, :1], y[:, :, :1], y[..., :1]):
+            values = thin.clone().expand(y.shape)
+            with pytest.raises(ConfigError, match="expanded"):
+                ops.encode_step(values, y, scales, means, Pass.ANCHOR, *boundaries, clear=True)
+            with pytest.raises(ConfigError, match="expanded"):
+                ops.decode_values(values, symbols, means, Pass.ANCHOR, clear=False)
+            with pytest.raises(ConfigError, match="expanded"):
+                ops.residual_step(values, means, Pass.ANCHOR)
+        # dimensions of one element have no stride to speak of, and what is only read may be expanded
+        values = torch.zeros(1, 1, 4, 4, device=device).as_strided((1, 1, 4, 4), (0, 0, 4, 1))
+        ops.decode_values(values, symbols[:1, :1], means[:1, :1, :1].expand(1, 1, 4, 4), Pass.ANCHOR, clear=True)
+        assert torch.equal(values[0, 0, 0, 1::2], means[0, 0, 0, 1::2])
+
+
+@pytest.mark.skipif(MISSING["cpu"], reason="the CPU kernels are not built")
+def test_addresses_are_handed_over_checked(gaussian: GaussianConditional) -> None:
+    """The operators themselves, behind the checks of the public functions."""
+    table, bound = tables(gaussian, "cpu")
+    y, scales, means = maps((1, 2, 4, 6))
+    mlic = torch.ops.mlic_fast
+    symbols = torch.zeros(1, 2, 4, 3, dtype=torch.int32)
+    with use_backend("cpu"):
+        with pytest.raises(BackendError, match="a kernel takes"):
+            mlic.encode_step(y.clone(), y, scales.double(), means, table, bound, 1, True, False)
+        with pytest.raises(BackendError, match="a kernel takes"):
+            mlic.decode_indexes(scales, means, table.double(), bound, 1)
+        for wrong in (symbols.long(), symbols.transpose(1, 2).contiguous().transpose(1, 2)):
+            with pytest.raises(BackendError, match="a kernel takes"):
+                mlic.decode_values(y.clone(), wrong, means, 1, True)
+        with pytest.raises(BackendError, match="a kernel takes"):
+            mlic.residual_step(y.clone(), means.half(), 1)

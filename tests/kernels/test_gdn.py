@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mlic_fast import backend
 from mlic_fast.backend import use_backend
-from mlic_fast.errors import BackendError
+from mlic_fast.errors import BackendError, DeviceError
 from mlic_fast.nn.blocks import normalise
 from mlic_fast.ops.gdn import gdn
 
@@ -27,6 +27,7 @@ BACKENDS = [
     pytest.param(name, marks=pytest.mark.skipif(MISSING[name], reason=f"backend {name} is not available here"))
     for name in PLACES
 ]
+ALL_BACKENDS = ["torch", *BACKENDS]
 
 # batch, channels, height, width
 SHAPES = {
@@ -201,6 +202,110 @@ def test_operator_is_registered_well() -> None:
             (x.to(memory_format=torch.channels_last), beta, gamma, None, True),
         ):
             torch.library.opcheck(torch.ops.mlic_fast.gdn.default, arguments)
+
+
+@pytest.mark.parametrize("chosen", BACKENDS)
+@pytest.mark.parametrize("x_last", [False, True], ids=["x-contiguous", "x-channels-last"])
+@pytest.mark.parametrize("grad_last", [False, True], ids=["gradient-contiguous", "gradient-channels-last"])
+def test_backward_operator_is_registered_well(grad_last: bool, x_last: bool, chosen: str) -> None:
+    """Strides as the fake implementation tells them, in mixed layouts and with transposed weights."""
+    x, beta, gamma, _, grad = (t.float().to(PLACES[chosen]) for t in inputs((2, 6, 3, 4)))
+    formats = {False: torch.contiguous_format, True: torch.channels_last}
+    maps = grad.contiguous(memory_format=formats[grad_last]), x.contiguous(memory_format=formats[x_last])
+    beta, gamma = torch.stack([beta, beta], dim=1)[:, 0], gamma.t()
+    operator = torch.ops.mlic_fast.gdn_backward.default
+    with use_backend(chosen):
+        torch.library.opcheck(operator, (*maps, beta, gamma, True))
+        dx, dbeta, dgamma = operator(*maps, beta, gamma, True)
+        dense = operator(grad, x, beta.contiguous(), gamma.contiguous(), True)
+    assert dx.is_contiguous(memory_format=formats[x_last])
+    assert dbeta.is_contiguous()
+    assert dgamma.is_contiguous()
+    for a, b in zip((dx, dbeta, dgamma), dense, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(MISSING["cpu"], reason="the CPU kernels are not built")
+@pytest.mark.slow
+def test_compiled_gradients_in_mixed_layouts() -> None:
+    """Inductor plans strides from the fake implementation; the gradient of y is contiguous, x is channels-last."""
+    x, beta, gamma, residual, weights = (t.float() for t in inputs((2, 16, 8, 8)))
+    leaves = [x.to(memory_format=torch.channels_last), beta, gamma.t(), residual]
+    leaves = [t.requires_grad_() for t in leaves]
+
+    def loss(x: Tensor, beta: Tensor, gamma: Tensor, residual: Tensor) -> Tensor:
+        return (gdn(torch.sin(x), beta, gamma, residual) * weights).sum()
+
+    with use_backend("cpu"):
+        expected = torch.autograd.grad(loss(*leaves), leaves)
+        found = torch.autograd.grad(torch.compile(loss, fullgraph=True)(*leaves), leaves)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("chosen", ALL_BACKENDS)
+def test_autocast_makes_no_difference(chosen: str) -> None:
+    """Neither around the operation nor around its gradients."""
+    tensors = inputs((2, 24, 6, 7))
+    device = PLACES.get(chosen, "cpu")
+    with use_backend(chosen):
+        expected = results(operation, tensors, False, torch.float32, device)
+        with torch.autocast(device, dtype=torch.bfloat16):
+            found = results(operation, tensors, False, torch.float32, device)
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == torch.float32
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("chosen", ALL_BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("other", [torch.float32, torch.bfloat16], ids=["others-fp32", "others-bf16"])
+def test_result_has_the_dtype_of_x(other: torch.dtype, dtype: torch.dtype, chosen: str) -> None:
+    tensors = [t.to(torch.bfloat16) for t in inputs((1, 16, 3, 5))]
+    x, beta, gamma, residual, _ = (t.to(PLACES.get(chosen, "cpu")) for t in tensors)
+    leaves = [x.to(dtype), beta.to(other), gamma.to(other), residual.to(other)]
+    leaves = [t.requires_grad_() for t in leaves]
+    with use_backend(chosen):
+        y = gdn(*leaves)
+        gradients = torch.autograd.grad(y.sum(), leaves)
+    assert y.dtype == dtype
+    assert [t.dtype for t in gradients] == [dtype, other, other, other]
+    exact = kernels.gdn_ref(*(t.double().cpu() for t in (x, beta, gamma, residual)), False)
+    tolerance = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}[dtype]
+    torch.testing.assert_close(y.detach().double().cpu(), exact, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("chosen", ALL_BACKENDS)
+@pytest.mark.parametrize("which", ["beta", "gamma", "residual"])
+def test_tensors_on_other_devices_are_refused(which: str, chosen: str) -> None:
+    names = ("x", "beta", "gamma", "residual")
+    tensors = dict(zip(names, (t.float().to(PLACES.get(chosen, "cpu")) for t in inputs((1, 6, 4, 4))), strict=False))
+    tensors[which] = tensors[which].to("meta")
+    with use_backend(chosen), pytest.raises(DeviceError, match=f"{which} on meta"):
+        gdn(**tensors)
+
+
+@pytest.mark.skipif(MISSING["cpu"], reason="the CPU kernels are not built")
+def test_addresses_are_handed_over_checked() -> None:
+    """The operator itself, behind the checks of the public function."""
+    x, beta, gamma, residual, _ = (t.float() for t in inputs((1, 6, 4, 4)))
+    with use_backend("cpu"):
+        for wrong in ((x, beta.double(), gamma, residual), (x, beta, gamma, residual.half())):
+            with pytest.raises(BackendError, match="the kernel takes float32"):
+                torch.ops.mlic_fast.gdn(*wrong, False)
+
+
+@pytest.mark.parametrize("inverse", [False, True], ids=["gdn", "inverse"])
+def test_plain_backward_in_several_blocks(inverse: bool) -> None:
+    """More positions than one block holds, the last block short, in both layouts."""
+    x, beta, gamma, _, grad = inputs((2, 3, 31, 37))
+    assert kernels.PLAIN_BLOCK < 31 * 37
+    leaves = [t.requires_grad_() for t in (x, beta, gamma)]
+    expected = torch.autograd.grad(kernels.gdn_ref(*leaves, None, inverse), leaves, grad)
+    for format_ in (torch.contiguous_format, torch.channels_last):
+        maps = grad.contiguous(memory_format=format_), x.detach().contiguous(memory_format=format_)
+        for a, b in zip(kernels.gdn_backward_ref(*maps, beta, gamma, inverse), expected, strict=True):
+            torch.testing.assert_close(a, b)
 
 
 @pytest.mark.skipif(MISSING["cpu"], reason="the CPU kernels are not built")
