@@ -10,7 +10,6 @@ or the products with gamma at the speed of this machine's own float32 matrix pro
 
 from __future__ import annotations
 
-import argparse
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -88,40 +87,8 @@ def call_of(case: Case, contestant: str) -> Callable[[], Any]:
 @pytest.mark.parametrize("contestant", CONTESTANTS)
 @pytest.mark.parametrize("case", CASES)
 def test_gdn(benchmark: Any, case: str, contestant: str) -> None:
-    call = call_of(CASES[case], contestant)
-
-    def synchronised() -> None:
-        call()
-        common.synchronise(DEVICE)
-
-    synchronised()
-    benchmark.extra_info["peak MiB"] = (
-        common.peak_memory(call, DEVICE) if DEVICE.type == "cuda" else common.peak_elsewhere(__file__, case, contestant)
-    )
-    benchmark.pedantic(synchronised, rounds=5, warmup_rounds=1)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure GDN.")
-    parser.add_argument("--rounds", type=int, default=10, help="calls of each contestant (default: 10)")
-    parser.add_argument("--write", action="store_true", help="keep the result in bench/results/")
-    parser.add_argument("--peak", nargs=2, metavar=("CASE", "CONTESTANT"), help="print MiB that one call takes")
-    chosen = parser.parse_args()
-    if chosen.peak:
-        call = call_of(CASES[chosen.peak[0]], chosen.peak[1])
-        call()
-        call()
-        print(common.peak_memory(call, DEVICE))
-        return
-    rows = [
-        common.measure(name, contestant, call_of(case, contestant), case.work(), DEVICE, chosen.rounds, __file__)
-        for name, case in CASES.items()
-        for contestant in CONTESTANTS
-    ]
-    common.show(rows, DEVICE)
-    if chosen.write:
-        print(f"written to {common.keep(rows, 'gdn', DEVICE)}")
+    common.time_case(benchmark, call_of(CASES[case], contestant), __file__, case, contestant, DEVICE)
 
 
 if __name__ == "__main__":
-    main()
+    common.run("gdn", CASES, CONTESTANTS, call_of, DEVICE, __file__, rounds=10)

@@ -11,7 +11,6 @@ convolution and the projection.
 
 from __future__ import annotations
 
-import argparse
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -80,40 +79,8 @@ def call_of(case: Case, contestant: str) -> Callable[[], Any]:
 @pytest.mark.parametrize("contestant", CONTESTANTS)
 @pytest.mark.parametrize("case", CASES)
 def test_local_attention(benchmark: Any, case: str, contestant: str) -> None:
-    call = call_of(CASES[case], contestant)
-
-    def synchronised() -> None:
-        call()
-        common.synchronise(DEVICE)
-
-    synchronised()
-    benchmark.extra_info["peak MiB"] = (
-        common.peak_memory(call, DEVICE) if DEVICE.type == "cuda" else common.peak_elsewhere(__file__, case, contestant)
-    )
-    benchmark.pedantic(synchronised, rounds=5, warmup_rounds=1)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure local window attention.")
-    parser.add_argument("--rounds", type=int, default=20, help="calls of each contestant (default: 20)")
-    parser.add_argument("--write", action="store_true", help="keep the result in bench/results/")
-    parser.add_argument("--peak", nargs=2, metavar=("CASE", "CONTESTANT"), help="print MiB that one call takes")
-    chosen = parser.parse_args()
-    if chosen.peak:
-        call = call_of(CASES[chosen.peak[0]], chosen.peak[1])
-        call()
-        call()
-        print(common.peak_memory(call, DEVICE))
-        return
-    rows = [
-        common.measure(name, contestant, call_of(case, contestant), case.work(), DEVICE, chosen.rounds, __file__)
-        for name, case in CASES.items()
-        for contestant in CONTESTANTS
-    ]
-    common.show(rows, DEVICE)
-    if chosen.write:
-        print(f"written to {common.keep(rows, 'local_attention', DEVICE)}")
+    common.time_case(benchmark, call_of(CASES[case], contestant), __file__, case, contestant, DEVICE)
 
 
 if __name__ == "__main__":
-    main()
+    common.run("local_attention", CASES, CONTESTANTS, call_of, DEVICE, __file__, rounds=20)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import json
 import os
@@ -11,10 +12,11 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any, Protocol
 
 import torch
 
@@ -197,3 +199,54 @@ def keep(rows: list[Row], stem: str, device: torch.device) -> Path:
     }
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     return path
+
+
+class Case(Protocol):
+    """One size to measure at."""
+
+    def work(self) -> Work: ...
+
+
+def time_case(benchmark: Any, call: Call, script: str, case: str, contestant: str, device: torch.device) -> None:
+    """One row of pytest-benchmark's table, with the peak of memory beside it."""
+
+    def synchronised() -> None:
+        call()
+        synchronise(device)
+
+    synchronised()
+    benchmark.extra_info["peak MiB"] = (
+        peak_memory(call, device) if device.type == "cuda" else peak_elsewhere(script, case, contestant)
+    )
+    benchmark.pedantic(synchronised, rounds=5, warmup_rounds=1)
+
+
+def run(
+    stem: str,
+    cases: Mapping[str, Case],
+    contestants: Sequence[str],
+    call_of: Callable[[Any, str], Call],
+    device: torch.device,
+    script: str,
+    rounds: int,
+) -> None:
+    """The program of a benchmark file: prints its table; --write keeps it; --peak is what `peak_elsewhere` asks for."""
+    parser = argparse.ArgumentParser(description=f"Measure {stem.replace('_', ' ')}.")
+    parser.add_argument("--rounds", type=int, default=rounds, help=f"calls of each contestant (default: {rounds})")
+    parser.add_argument("--write", action="store_true", help="keep the result in bench/results/")
+    parser.add_argument("--peak", nargs=2, metavar=("CASE", "CONTESTANT"), help="print MiB that one call takes")
+    chosen = parser.parse_args()
+    if chosen.peak:
+        call = call_of(cases[chosen.peak[0]], chosen.peak[1])
+        call()
+        call()
+        print(peak_memory(call, device))
+        return
+    rows = [
+        measure(name, contestant, call_of(case, contestant), case.work(), device, chosen.rounds, script)
+        for name, case in cases.items()
+        for contestant in contestants
+    ]
+    show(rows, device)
+    if chosen.write:
+        print(f"written to {keep(rows, stem, device)}")
