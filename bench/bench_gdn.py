@@ -71,7 +71,8 @@ def call_of(case: Case, contestant: str) -> Callable[[], Any]:
     x, residual, grad = maps
     beta = (torch.rand(N, generator=random) + 0.5).to(DEVICE)
     gamma = (torch.rand(N, N, generator=random) / 100).to(DEVICE)
-    how = {"operation": operation, "twin": gdn_ref}.get(contestant) or compiled_twin()
+    eager: dict[str, Callable[..., Tensor]] = {"operation": operation, "twin": gdn_ref}
+    how = eager.get(contestant) or compiled_twin()
     inputs = (x, beta, gamma, residual)
     if not case.gradients:
 
