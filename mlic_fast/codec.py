@@ -14,7 +14,7 @@ from torch import Tensor
 from mlic_fast.bitstream import container, official, sniff
 from mlic_fast.checkpoint import fingerprint
 from mlic_fast.device import memory_errors, resolve_device
-from mlic_fast.errors import BitstreamError, DeviceError, LimitError, WrongWeightsError
+from mlic_fast.errors import BitstreamError, DeviceError, WrongWeightsError
 from mlic_fast.image import Mode, Padding, crop, open_image, pad_to_64, to_picture, to_tensor
 from mlic_fast.limits import Limits
 from mlic_fast.model import MLICPlusPlus, fingerprints
@@ -48,8 +48,6 @@ def encode(
     """
     if format not in get_args(FileFormat):
         raise BitstreamError(f"there is no file format {format!r}: use one of {', '.join(get_args(FileFormat))}")
-    if limits is not None and not isinstance(limits, Limits):
-        raise LimitError(f"limits must be a mlic_fast.limits.Limits, not {limits!r}")
     picture = open_image(image, limits)
     with memory_errors(f"encoding {picture.width} x {picture.height} pixels"):
         network = open_model(model, device)
@@ -137,7 +135,7 @@ def open_model(model: Model = None, device: str | torch.device | None = None) ->
     if isinstance(model, MLICPlusPlus):
         wanted, here = None if device is None else resolve_device(device), _device_of(model)
         if wanted is not None and (wanted.type != here.type or wanted.index not in (None, here.index)):
-            raise DeviceError(f"the model is on {_device_of(model)}, not on {device}: move it there with model.to()")
+            raise DeviceError(f"the model is on {here}, not on {device}: move it there with model.to()")
         return model
     path = resolve(DEFAULT_MODEL if model is None else model)
     status = path.stat()
@@ -171,8 +169,6 @@ def open_model_of(data: Any, model: Model = None, device: str | torch.device | N
 def _read(data: bytes | bytearray | memoryview, limits: Limits | None) -> container.Mlic | official.OfficialFile:
     if not isinstance(data, (bytes, bytearray, memoryview)):
         raise BitstreamError(f"a compressed file's bytes are wanted, not {type(data).__name__}: read the file first")
-    if limits is not None and not isinstance(limits, Limits):
-        raise LimitError(f"limits must be a mlic_fast.limits.Limits, not {limits!r}")
     if sniff(data) == "official":
         return official.read(data, limits)
     return container.read(data, limits)  # also says best what is wrong with anything else

@@ -17,6 +17,9 @@ MAX_CHANNELS = 4096
 # Channels of one head of the global attention between slices: heads = channels // 32.
 HEAD_WIDTH = 32
 
+# Pictures are padded to multiples of this many pixels a side: 16 by g_a, 4 more by h_a.
+PADDING_UNIT = 64
+
 # Side of the local context's windows.
 WINDOW = 5
 

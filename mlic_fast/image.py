@@ -23,6 +23,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mlic_fast.bitstream.container import Mode as Mode
 from mlic_fast.bitstream.container import Padding as Padding
+from mlic_fast.config import PADDING_UNIT
 from mlic_fast.errors import ImageError, LimitError, MlicError, NonFiniteError
 from mlic_fast.limits import Limits
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 Rounding = Literal["nearest", "truncate"]
 Pixels = npt.NDArray[np.uint8]
 
-MULTIPLE = 64  # the model halves a picture six times
 FADE = 16  # pixels; 8 and 32 code about the same
 
 # Pillow reads these by running another program (Ghostscript) or the system's renderer.
@@ -85,7 +85,7 @@ def open_image(source: Any, limits: Limits | None = None) -> Picture:
     sample (as far as Pillow tells: it reduces AVIF and JPEG 2000 to 8 bits by itself),
     arrays of another type or shape.
     """
-    limits = limits or Limits()
+    limits = Limits.of(limits)
     if isinstance(source, Picture):
         return source
     if isinstance(source, Image.Image):
@@ -125,7 +125,7 @@ def pad_to_64(x: torch.Tensor, padding: Padding = "zero") -> torch.Tensor:
     from torch.nn.functional import pad
 
     height, width = x.shape[-2:]
-    missing = (0, -width % MULTIPLE, 0, -height % MULTIPLE)
+    missing = (0, -width % PADDING_UNIT, 0, -height % PADDING_UNIT)
     if padding == "zero" or not any(missing):
         return pad(x, missing)
     repeated = pad(x, missing, mode="replicate")

@@ -35,6 +35,15 @@ class Limits:
     pixels: int | None = field(default_factory=default_pixel_limit)
     side: int = MAX_SIDE
 
+    @classmethod
+    def of(cls, limits: Limits | None) -> Limits:
+        """`limits`, or the default ones for None. Raises LimitError for anything else."""
+        if limits is None:
+            return cls()
+        if not isinstance(limits, cls):
+            raise LimitError(f"limits must be a mlic_fast.limits.Limits, not {limits!r}")
+        return limits
+
     def check(self, width: int, height: int, what: str) -> None:
         """Raise LimitError if a picture of width x height is too large; `what` names it."""
         if max(width, height) > self.side:

@@ -16,7 +16,7 @@ from compressai.ops import quantize_ste
 from torch import Tensor, nn
 
 from mlic_fast.backend import choose, is_named, plain_path
-from mlic_fast.config import ModelConfig
+from mlic_fast.config import PADDING_UNIT, ModelConfig
 from mlic_fast.device import memory_errors, resolve_device
 from mlic_fast.entropy.coding_steps import Estimator, Reader, Writer
 from mlic_fast.entropy.factorized import decode_hyper_latent, encode_hyper_latent
@@ -35,9 +35,6 @@ from mlic_fast.nn.slices import walk
 from mlic_fast.nn.synthesis import SynthesisTransform
 from mlic_fast.precision import KeepsFloat32, at_least_float32, no_autocast
 from mlic_fast.remember import Remembered
-
-# Images are coded in units of this many pixels a side: 16 by g_a, 4 more by h_a.
-PADDING_UNIT = 64
 
 # SHA-256 over a model's weights and tables
 fingerprints: Remembered[bytes] = Remembered()
@@ -168,7 +165,7 @@ class MLICPlusPlus(CompressionModel):
         y_string, z_strings, z_height, z_width = _checked_strings(strings, shape)
         # of the smallest picture that is padded to this
         width, height = ((side - 1) * PADDING_UNIT + 1 for side in (z_width, z_height))
-        (limits or Limits()).check(width, height, "the picture that shape stands for")
+        Limits.of(limits).check(width, height, "the picture that shape stands for")
         with no_autocast(device):
             z_hat = decode_hyper_latent(self.entropy_bottleneck, self._medians(), z_strings, (z_height, z_width))
             y_hat = self._read_latent(z_hat, y_string, exact)

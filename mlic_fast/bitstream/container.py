@@ -180,7 +180,7 @@ def read(data: bytes | bytearray | memoryview, limits: Limits | None = None) -> 
     padding = _meaning(_PADDINGS, codes[2], "padding rule")
     layout = _meaning(_LAYOUTS, codes[3], "coder layout")
     guard = _meaning(_GUARDS, codes[4], "guard")
-    (limits or Limits()).check(width, height, "the picture in the .mlic file")
+    Limits.of(limits).check(width, height, "the picture in the .mlic file")
 
     body = reader.take(body_length, "body")
     if reader.take(CRC_BYTES, "body checksum") != _crc(body):

@@ -72,7 +72,7 @@ def read(data: bytes | bytearray | memoryview, limits: Limits | None = None) -> 
             "not a file in the official layout, or a damaged one: its head says "
             f"picture {height} x {width}, z {z_height} x {z_width}, {strings} strings"
         )
-    (limits or Limits()).check(width, height, "the picture in the official file")
+    Limits.of(limits).check(width, height, "the picture in the official file")
     streams = []
     position = _HEAD.size
     for name in ("y", "z"):

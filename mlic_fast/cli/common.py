@@ -119,7 +119,7 @@ def progress(what: str) -> Iterator[None]:
     def show() -> None:
         if done.wait(_QUIET_SECONDS):
             return
-        with tqdm(bar_format="{desc} … {elapsed}", desc=what, leave=False, initial=0) as bar:
+        with tqdm(bar_format="{desc} … {elapsed}", desc=what, leave=False) as bar:
             while not done.wait(0.2):
                 bar.refresh()
 
