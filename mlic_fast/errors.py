@@ -41,12 +41,20 @@ class TruncatedFileError(BitstreamError):
     """An .mlic file that ends before its contents do."""
 
 
+class GuardError(BitstreamError):
+    """Scales that came out too differently from the encoder's, or a file whose guard is damaged."""
+
+
 class WrongWeightsError(MlicError, ValueError):
     """The file was written with other weights than those at hand."""
 
 
 class LimitError(MlicError, ValueError):
     """Input that asks for more than a stated limit allows."""
+
+
+class TargetError(MlicError, ValueError):
+    """A target for rate or quality that makes no sense, or that no model at hand reaches."""
 
 
 class NonFiniteError(MlicError, ValueError):

@@ -10,12 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from checkpoint_samples import CONFIGS, as_compressai_120, one_thread, weights, without_tables
 
 from mlic_fast.checkpoint import convert, fingerprint, read_checkpoint, read_header, write_native
-from mlic_fast.checkpoint.native import is_native
+from mlic_fast.checkpoint.native import is_native, with_deltas
 from mlic_fast.errors import CheckpointError
 
 __all__ = ["one_thread"]
@@ -231,3 +232,48 @@ def test_a_header_length_that_looks_like_text_is_no_web_page(tmp_path: Path) -> 
     with pytest.raises(CheckpointError) as error:
         read_checkpoint(path)
     assert "web page" not in str(error.value)
+
+
+def test_deltas_are_put_into_a_native_file_without_touching_its_tensors(tmp_path: Path) -> None:
+    source, target = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    config = CONFIGS["new"]
+    written = write_native(source, weights("new"), config, name="model", lmbda=0.01, half=True)
+    deltas = tuple((5e-5,) * (config.slice_width - 1) + (1e-4 + 1e-6 * i,) for i in range(2 * config.slice_num))
+    with_deltas(source, target, deltas)
+    header = read_header(target)
+    assert header is not None
+    assert header.guard_deltas is not None
+    assert np.allclose(header.guard_deltas, deltas, rtol=1e-6)
+    assert (header.fingerprint, header.name, header.lmbda) == (written.fingerprint, "model", 0.01)
+    assert read_checkpoint(target).fingerprint == written.fingerprint
+    assert target.stat().st_size - source.stat().st_size < 10_000
+    with_deltas(target, target, deltas)  # once more, in place
+    assert read_header(target) == header
+
+
+@pytest.mark.parametrize(
+    "deltas",
+    [
+        "none at all",
+        5e-5,
+        [],
+        [[500]],
+        [[500] * 32] * 3 + [[500] * 31],
+        [[500.5] * 32] * 4,
+        [[1] * 32] * 4,
+        [[10**9] * 32] * 4,
+        [[True] * 32] * 4,
+    ],
+)
+def test_deltas_that_make_no_sense_are_refused(tmp_path: Path, deltas: object) -> None:
+    path = tmp_path / "a.safetensors"
+    write_native(path, weights("new"), CONFIGS["new"], name="model")
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    labels = json.loads(header["__metadata__"]["mlic_fast"]) | {"guard_deltas": deltas}
+    header["__metadata__"]["mlic_fast"] = json.dumps(labels)
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+    with pytest.raises(CheckpointError, match=r"δ|metadata cannot be used"):
+        read_header(path)

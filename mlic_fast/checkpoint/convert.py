@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlic_fast.checkpoint.files import Checkpoint, read_checkpoint
-from mlic_fast.checkpoint.native import SUFFIX, Metric, NativeHeader, write_native
+from mlic_fast.checkpoint.native import SUFFIX, Deltas, Metric, NativeHeader, write_native
 from mlic_fast.errors import CheckpointError
 
 
@@ -28,11 +28,13 @@ def convert(
     name: str | None = None,
     lmbda: float | None = None,
     metric: Metric | None = None,
+    guard_deltas: Deltas | None = None,
     half: bool = False,
 ) -> Conversion:
     """Read weights of any kind and write them as native safetensors, with coding tables, whole or not at all.
 
     name: default the source's name. lmbda, metric: default what the source says, in its header or its file name.
+    guard_deltas: likewise, see NativeHeader; a model that is halved loses the source's.
     half: see `write_native`; the converted model then is another model than the source, with its own fingerprint.
     Raises FileNotFoundError, CheckpointError, and OSError where the target cannot be written.
     """
@@ -50,6 +52,7 @@ def convert(
         name=checkpoint.name if name is None else name,
         lmbda=checkpoint.lmbda if lmbda is None else lmbda,
         metric=checkpoint.metric if metric is None else metric,
+        guard_deltas=checkpoint.guard_deltas if guard_deltas is None and not half else guard_deltas,
         half=half,
     )
     return Conversion(checkpoint, written, guessed)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mlic_fast.checkpoint.fingerprint import fingerprint
 from mlic_fast.checkpoint.labels import guess_labels, stem
 from mlic_fast.checkpoint.layouts import layout_of, official_names
-from mlic_fast.checkpoint.native import Metric, NativeHeader, is_native, read_native
+from mlic_fast.checkpoint.native import Deltas, Metric, NativeHeader, is_native, read_native
 from mlic_fast.checkpoint.pickles import read_pickle
 from mlic_fast.checkpoint.shapes import TABLES, expected_shapes, infer_config, is_position_index
 from mlic_fast.checkpoint.tables import with_tables
@@ -48,6 +48,7 @@ class Checkpoint:
     name: the native file's, else the file's stem. lmbda, metric: the native file's; else read off the file's
         name, which `guessed` then says. tables_saved: whether all coding tables were in the file; if not,
         missing ones were computed here. layout: whose names the file used. source: the file, or what was given.
+    guard_deltas: the native file's, see NativeHeader.
     """
 
     state_dict: dict[str, Tensor] = field(repr=False)
@@ -60,6 +61,7 @@ class Checkpoint:
     tables_saved: bool
     layout: Literal["official", "compressai", "native"]
     source: str
+    guard_deltas: Deltas | None = None
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -128,6 +130,7 @@ def _complete(tensors: Mapping[str, Any], header: NativeHeader | None, name: str
         tables_saved=tables_saved,
         layout=layout if header is None else "native",
         source=source,
+        guard_deltas=None if header is None else header.guard_deltas,
     )
 
 

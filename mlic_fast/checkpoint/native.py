@@ -3,9 +3,10 @@
 
 Its metadata has one key, "mlic_fast", with a JSON object (one key, so that the same weights make the same
 bytes): "format" (1), "name", "lmbda" (number or null), "metric" ("mse", "ms-ssim" or null), "config" (N, M,
-slice_num, context_window, variant), "fingerprint" (hex). Readers ignore keys that they do not
-know and refuse a larger "format". Tensors have official names; floats are float32, or float16 where
-`halved` says so; coding tables are int32 and always there.
+slice_num, context_window, variant), "fingerprint" (hex), and for calibrated models "guard_deltas" (a list for
+each pass with a multiple of 1e-7 for each channel). Readers ignore keys that they do not know and refuse a
+larger "format". Tensors have official names; floats are float32, or float16 where `halved` says so; coding tables
+are int32 and always there.
 """
 
 from __future__ import annotations
@@ -22,13 +23,17 @@ from mlic_fast.checkpoint.fingerprint import FINGERPRINT_SIZE, fingerprint
 from mlic_fast.checkpoint.shapes import Shape
 from mlic_fast.checkpoint.validate import check_finite, check_position_indexes, check_shapes, check_tables
 from mlic_fast.config import ModelConfig
-from mlic_fast.errors import CheckpointError, ConfigError
+from mlic_fast.entropy.guard import DELTA_UNIT, delta_code
+from mlic_fast.errors import CheckpointError, ConfigError, GuardError
 from mlic_fast.files import write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Metric = Literal["mse", "ms-ssim"]
+
+# δ of the guard, in log-scale: for each pass, of each channel of a slice
+Deltas = tuple[tuple[float, ...], ...]
 
 SUFFIX = ".safetensors"
 FORMAT = 1
@@ -46,7 +51,9 @@ class NativeHeader:
     """What a native file says about its weights; nothing of it is checked against the tensors yet.
 
     name: the model's name; lmbda: rate-distortion λ; metric: what it was trained for; config: the
-    model's shape; fingerprint: 32 bytes, see `checkpoint.fingerprint`; shapes: every tensor's.
+    model's shape; fingerprint: 32 bytes, see `checkpoint.fingerprint`; shapes: every tensor's; guard_deltas: what
+    `mlic-fast calibrate` found that files must allow for, in log-scale, for each pass and channel; None if it has
+    not been run.
     """
 
     name: str
@@ -55,6 +62,7 @@ class NativeHeader:
     lmbda: float | None
     metric: Metric | None
     shapes: dict[str, Shape]
+    guard_deltas: Deltas | None = None
 
 
 def is_native(path: str | os.PathLike[str]) -> bool:
@@ -104,6 +112,7 @@ def write_native(
     name: str,
     lmbda: float | None = None,
     metric: Metric | None = None,
+    guard_deltas: Deltas | None = None,
     half: bool = False,
 ) -> NativeHeader:
     """Write canonical weights (as `read_checkpoint` returns them) with their coding tables, whole or not at all.
@@ -116,6 +125,7 @@ def write_native(
     from safetensors.torch import save
 
     _check_labels(name, lmbda, metric)
+    _check_deltas(guard_deltas, config)
     check_shapes({key: tuple(tensor.shape) for key, tensor in state_dict.items()}, config)
     check_finite(state_dict)
     check_position_indexes(state_dict, config)
@@ -129,21 +139,41 @@ def write_native(
                 raise CheckpointError(f"{key} reaches {tensor.abs().max().item():g}, too large for half precision")
         stored[key] = kept
     loaded = {key: value.float() if value.dtype == torch.float16 else value for key, value in stored.items()}
-    header = NativeHeader(
-        name, config, fingerprint(loaded), lmbda, metric, {key: tuple(value.shape) for key, value in stored.items()}
-    )
-    text = json.dumps(
-        {
-            "format": FORMAT,
-            "name": name,
-            "lmbda": lmbda,
-            "metric": metric,
-            "config": asdict(config),
-            "fingerprint": header.fingerprint.hex(),
-        }
-    )
-    write_whole(path, save(stored, metadata={_KEY: text}))
+    shapes = {key: tuple(value.shape) for key, value in stored.items()}
+    header = NativeHeader(name, config, fingerprint(loaded), lmbda, metric, shapes, guard_deltas)
+    labels = {
+        "format": FORMAT,
+        "name": name,
+        "lmbda": lmbda,
+        "metric": metric,
+        "config": asdict(config),
+        "fingerprint": header.fingerprint.hex(),
+    }
+    if guard_deltas is not None:
+        labels["guard_deltas"] = _codes(guard_deltas)
+    write_whole(path, save(stored, metadata={_KEY: json.dumps(labels)}))
     return header
+
+
+def with_deltas(source: str | os.PathLike[str], target: str | os.PathLike[str], guard_deltas: Deltas) -> None:
+    """Copy a native file, tensors byte by byte, and put these δ into its header; the target appears whole or not.
+
+    Raises CheckpointError if the source is damaged or not native, or the δ do not fit it, and OSError.
+    """
+    source = Path(source)
+    known = read_header(source)
+    if known is None:
+        raise CheckpointError(f"{source} has no header of ours: convert it first")
+    _check_deltas(guard_deltas, known.config)
+    header = _read_json_header(source)
+    labels = json.loads(header["__metadata__"][_KEY])
+    labels["guard_deltas"] = _codes(guard_deltas)
+    header["__metadata__"][_KEY] = json.dumps(labels)
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # safetensors aligns what follows
+    content = source.read_bytes()
+    tensors = memoryview(content)[8 + int.from_bytes(content[:8], "little") :]
+    write_whole(target, b"".join((len(text).to_bytes(8, "little"), text, tensors)))
 
 
 def halved(name: str, tensor: Tensor) -> bool:
@@ -167,6 +197,35 @@ def _check_labels(name: str, lmbda: float | None, metric: str | None) -> None:
         raise CheckpointError(f"λ must be a positive number, not {lmbda!r}")
     if metric is not None and metric not in get_args(Metric):
         raise CheckpointError(f"metric must be one of {', '.join(get_args(Metric))}, not {metric!r}")
+
+
+def _check_deltas(deltas: Deltas | None, config: ModelConfig) -> None:
+    if deltas is None:
+        return
+    if len(deltas) != 2 * config.slice_num or any(len(channels) != config.slice_width for channels in deltas):
+        raise CheckpointError(
+            f"the guard's δ are not of {2 * config.slice_num} passes with {config.slice_width} channels each"
+        )
+    try:
+        for delta in {delta for channels in deltas for delta in channels}:
+            delta_code(delta)
+    except GuardError as error:
+        raise CheckpointError(str(error)) from None
+
+
+def _codes(deltas: Deltas) -> list[list[int]]:
+    return [[delta_code(delta) for delta in channels] for channels in deltas]
+
+
+def _deltas(values: Any) -> Deltas | None:
+    """Raises TypeError for what is not lists of whole numbers."""
+    if values is None:
+        return None
+    if not isinstance(values, list) or not all(isinstance(channels, list) for channels in values):
+        raise TypeError("the guard's δ are not lists of lists")
+    if not all(type(code) is int and 0 <= code <= 10**6 for channels in values for code in channels):
+        raise TypeError("the guard's δ are not whole numbers")
+    return tuple(tuple(code * DELTA_UNIT for code in channels) for channels in values)
 
 
 def _read_json_header(path: Path) -> dict[str, Any]:
@@ -220,10 +279,12 @@ def _parse_metadata(path: Path, values: dict[str, Any], shapes: dict[str, Shape]
         _check_labels(name, lmbda, metric)
         digest = bytes.fromhex(values["fingerprint"])
         config = ModelConfig.from_object(values["config"])
+        deltas = _deltas(values.get("guard_deltas"))
+        _check_deltas(deltas, config)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except (ConfigError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{path}: its metadata cannot be used ({error}); the file is damaged") from error
     if len(digest) != FINGERPRINT_SIZE:
         raise CheckpointError(f"{path}: its fingerprint has {len(digest)} bytes, not {FINGERPRINT_SIZE}")
-    return NativeHeader(name, config, digest, lmbda, metric, shapes)
+    return NativeHeader(name, config, digest, lmbda, metric, shapes, deltas)

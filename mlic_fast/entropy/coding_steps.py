@@ -11,7 +11,8 @@ from compressai.entropy_models import GaussianConditional
 from compressai.ops import quantize_ste
 from torch import Tensor
 
-from mlic_fast.checkerboard import Pass, keep
+from mlic_fast.checkerboard import Pass, keep, pack, unpack
+from mlic_fast.entropy.moved_boundaries import GuardReader, GuardWriter
 from mlic_fast.entropy.range_coder import Decoder, Encoder
 from mlic_fast.ops.coding_steps import check_flags, decode_indexes, decode_values, encode_step
 
@@ -43,14 +44,17 @@ class Estimator:
 
 
 class Writer:
-    """Turns each pass into symbols and indexes and pushes them to the encoder."""
+    """Turns each pass into symbols and indexes and pushes them to the encoder, guarded if a guard is given."""
 
-    def __init__(self, encoder: Encoder, gaussian: GaussianConditional) -> None:
+    def __init__(self, encoder: Encoder, gaussian: GaussianConditional, guard: GuardWriter | None = None) -> None:
         self._encoder = encoder
         self._gaussian = gaussian
+        self._guard = guard
 
     def __call__(self, colour: Pass, y: Tensor | None, scales: Tensor, means: Tensor) -> Tensor:
         assert y is not None
+        if self._guard is not None:
+            scales = unpack(self._guard.move(pack(scales, colour)), colour)
         values = torch.empty_like(y, memory_format=torch.contiguous_format)
         boundaries = self._gaussian.scale_table, self._gaussian.scale_bound
         step = encode_step(values, y, scales, means, colour, *boundaries, clear=True)
@@ -58,21 +62,28 @@ class Writer:
         if check_flags(flags):
             step = encode_step(values, y, scales, means, colour, *boundaries, clear=True, wide=True)
             symbols, indexes, flags = _fetch(*step)
+        if self._guard is not None:
+            self._guard.record(indexes)
         self._encoder.push(symbols, indexes)
         return values
 
 
 class Reader:
-    """Looks each pass's indexes up and reads its symbols from the decoder."""
+    """Looks each pass's indexes up, checks them where the strings are guarded, and reads its symbols."""
 
-    def __init__(self, decoder: Decoder, gaussian: GaussianConditional) -> None:
+    def __init__(self, decoder: Decoder, gaussian: GaussianConditional, guard: GuardReader | None = None) -> None:
         self._decoder = decoder
         self._gaussian = gaussian
+        self._guard = guard
 
     def __call__(self, colour: Pass, y: Tensor | None, scales: Tensor, means: Tensor) -> Tensor:
+        if self._guard is not None:
+            scales = unpack(self._guard.move(pack(scales, colour)), colour)
         step = decode_indexes(scales, means, colour, self._gaussian.scale_table, self._gaussian.scale_bound)
         indexes, flags = _fetch(*step)
         check_flags(flags)
+        if self._guard is not None:
+            self._guard.check(indexes)
         symbols = torch.from_numpy(self._decoder.decode(indexes)).to(means.device)
         values = torch.empty_like(means, memory_format=torch.contiguous_format)
         decode_values(values, symbols, means, colour, clear=True)

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`mlic-fast calibrate`: how large the guard's δ has to be for a model."""
+
+from __future__ import annotations
+
+import argparse
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from mlic_fast.cli import common, table
+from mlic_fast.entropy.guard import DEFAULT_DELTA
+
+DESCRIPTION = (
+    "Measure how far this model's scales lie apart when they are computed in different ways (backends, threads, with "
+    "and without oneDNN) from the same symbols, against float64, and choose the guard's δ from it. The pictures are "
+    "made up: flat ones, noise, edges, text; photographs can be added."
+)
+
+EPILOG = """δ is 4 times the largest deviation found, and at least 5e-5. With -o it is stored with the weights
+in a native file, and files written with these weights then allow for it. Without calibration they
+allow for 5e-5. docs/portability.md says what δ means and what it costs.
+
+examples:
+  mlic-fast calibrate mlicpp-small
+  mlic-fast calibrate checkpoint.pth.tar photos/*.png -o mlicpp.safetensors
+  mlic-fast calibrate mlicpp.safetensors --size 3840x2160  # some 12 GB with full-size weights
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of this subcommand."""
+    parser.add_argument("model", metavar="MODEL", help="name or file of weights")
+    parser.add_argument("pictures", metavar="PICTURE", nargs="*", help="photographs to measure with as well")
+    parser.add_argument("-o", "--output", metavar="OUT.safetensors", help="native file to write, with the δ found")
+    parser.add_argument(
+        "--size", type=_size, default=(768, 512), metavar="WxH", help="of the made-up pictures (default: 768x512)"
+    )
+    common.add_device_arguments(parser)
+    common.add_json_argument(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure; raises this package's errors and OSError."""
+    from mlic_fast.codec import open_model
+    from mlic_fast.evaluate import calibration
+    from mlic_fast.registry import resolve
+
+    if options.output is not None:
+        common.refuse_same_file(options.model, options.output)
+        if Path(options.output).suffix != ".safetensors":
+            raise common.CommandError(f"{options.output}: native weights end in .safetensors")
+    common.set_threads(options)
+    model = open_model(options.model, options.device)
+    width, height = options.size
+    photographs = [(Path(picture).name, picture) for picture in options.pictures]
+    with common.progress("measuring"):
+        found = calibration.measure(model, chain(calibration.pictures(height=height, width=width), photographs))
+    deltas = calibration.deltas_for(found)
+    if options.output is not None:
+        from mlic_fast.checkpoint import convert
+        from mlic_fast.checkpoint.native import is_native, read_header, with_deltas
+
+        path = resolve(options.model)
+        if is_native(path) and read_header(path) is not None:
+            with_deltas(path, options.output, deltas)
+        else:
+            convert(path, options.output, guard_deltas=deltas)
+    values = sorted(delta for channels in deltas for delta in channels)
+    largest, middle, raised = values[-1], values[len(values) // 2], sum(delta > DEFAULT_DELTA for delta in values)
+    facts: dict[str, Any] = {
+        "model": model.name,
+        "delta": largest,
+        "deltas": deltas,
+        "largest": max(one.largest for one in found),
+        "output": options.output,
+        "deviations": [{"picture": one.picture, "way": one.way, "largest": one.largest} for one in found],
+    }
+    ways = list(dict.fromkeys(one.way for one in found))
+    seen = {(one.picture, one.way): f"{one.largest:.1e}" for one in found}
+    rows = [(name, *(seen[name, way] for way in ways)) for name in dict.fromkeys(one.picture for one in found)]
+    lines = [
+        "largest deviation in log-scale from float64:",
+        *table.lines(("picture", *ways), rows, {"picture"}),
+        f"δ of each pass and channel ({calibration.MARGIN} times its largest, at least {DEFAULT_DELTA:g}): at most "
+        f"{largest:.2e}, median {middle:.2e}, above the least in {raised} of {len(values)}",
+        *([f"stored in {options.output}"] if options.output is not None else []),
+    ]
+    common.report(options, facts, "\n".join(lines))
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, x, height = text.lower().partition("x")
+    sides = [int(side) if side.isdecimal() else 0 for side in (width, height)]
+    if not x or not all(16 <= side <= 16384 for side in sides):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 768x512, of 16 to 16384 pixels a side")
+    return sides[0], sides[1]
