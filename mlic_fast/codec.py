@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import threading
 from functools import lru_cache
 from os import PathLike
 from pathlib import Path
@@ -14,9 +15,21 @@ from torch import Tensor
 from mlic_fast.bitstream import container, official, sniff
 from mlic_fast.checkpoint import fingerprint
 from mlic_fast.device import memory_errors, resolve_device
-from mlic_fast.errors import BitstreamError, DeviceError, WrongWeightsError
-from mlic_fast.image import Mode, Padding, crop, open_image, pad_to_64, to_picture, to_tensor
+from mlic_fast.errors import BitstreamError, DeviceError, ImageError, WrongWeightsError
+from mlic_fast.image import (
+    Mode,
+    Padding,
+    crop,
+    open_image,
+    pack_alpha,
+    pad_to_64,
+    to_pillow,
+    to_pixels,
+    to_tensor,
+    unpack_alpha,
+)
 from mlic_fast.limits import Limits
+from mlic_fast.metadata import info_of, to_chunks
 from mlic_fast.model import MLICPlusPlus, fingerprints
 from mlic_fast.registry import DEFAULT_MODEL, find_by_fingerprint, resolve
 
@@ -34,21 +47,37 @@ def encode(
     device: str | torch.device | None = None,
     format: FileFormat = "mlic",
     limits: Limits | None = None,
+    guard: bool = True,
+    metadata: bool = True,
+    thumbnail: int = 0,
+    reduce_depth: bool = False,
 ) -> bytes:
     """Compress a picture.
 
-    image: path, PIL image, bytes of an image file, or uint8 array or tensor [H, W, 3] or [H, W].
+    image: path, PIL image, bytes of an image file, or uint8 array or tensor [H, W, 3] or [H, W], with
+        2 or 4 channels if the last is alpha.
     model: a model, or the name or path of one; None: the bundled demonstration model.
     device: where a named model runs; None: the first CUDA device, or else the CPU. A model that is
         handed in runs where it is.
-    format: "mlic", or "official" for the layout of the official test script.
+    format: "mlic", or "official" for the layout of the official test script, which holds no alpha and no metadata.
     limits: what the picture may measure; None: Pillow's pixel limit.
+    guard: protect the .mlic file against rounding differences between machines (docs/portability.md); without it
+        the file is some 0.3 % smaller, and is only sure to decode where it was written.
+    metadata: False leaves EXIF, XMP and comments out. The colour profile stays: colours need it.
+    thumbnail: pixels of the longer side of a thumbnail to put into the file, at most 512; 0: none.
+    reduce_depth: 16-bit samples become 8-bit ones instead of being refused.
 
     Raises FileNotFoundError, ImageError, LimitError, CheckpointError, WrongWeightsError, DeviceError.
     """
     if format not in get_args(FileFormat):
         raise BitstreamError(f"there is no file format {format!r}: use one of {', '.join(get_args(FileFormat))}")
-    picture = open_image(image, limits)
+    picture = open_image(image, limits, reduce_depth)
+    if format == "official":
+        if picture.alpha is not None or thumbnail:
+            raise ImageError("the official layout holds neither alpha nor a thumbnail: use the format mlic")
+        extras: tuple[container.Metadata, ...] = ()
+    else:
+        extras = to_chunks(picture, metadata, thumbnail, Limits.of(limits))
     with memory_errors(f"encoding {picture.width} x {picture.height} pixels"):
         network = open_model(model, device)
         # before the work: a model whose weights cannot be named is refused
@@ -56,7 +85,8 @@ def encode(
         # The official rule is zeros. Fading out costs fewer bits, and decoding does not depend on it.
         padding: Padding = "zero" if format == "official" else "fade"
         x = pad_to_64(to_tensor(picture).to(_device_of(network)), padding)
-        coded = network.compress(x, exact=format == "official")
+        deltas = network.guard_deltas if guard and format == "mlic" else None
+        coded = network.compress(x, exact=format == "official", guard=deltas)
     (y,), (z,) = coded["strings"]
     if format == "official":
         return official.write(official.OfficialFile(height=picture.height, width=picture.width, y=y, z=z))
@@ -71,6 +101,9 @@ def encode(
             z=z,
             y=y,
             padding=padding,
+            guard=coded.get("guard"),
+            alpha=None if picture.alpha is None else pack_alpha(picture.alpha),
+            metadata=extras,
         )
     )
 
@@ -82,19 +115,28 @@ def decode(
     device: str | torch.device | None = None,
     limits: Limits | None = None,
 ) -> Image.Image:
-    """Decompress what `encode` wrote, in either format, to a PIL image of mode "L" or "RGB".
+    """Decompress what `encode` wrote, in either format, to a PIL image of mode "L", "LA", "RGB" or "RGBA".
+
+    Its `info` has what the file carries, under Pillow's names: icc_profile, exif, xmp, comment.
 
     model: the model it was written with; None: found by the file's fingerprint among the bundled
         models and the files in MLIC_FAST_MODELS. Files in the official layout name no weights,
         so for them it must be given.
     device, limits: as for `encode`.
 
-    Raises BitstreamError for damaged data (NotMlicFileError, TruncatedFileError),
-    WrongWeightsError where the weights are not those of the file or are not at hand, LimitError, DeviceError.
+    Raises BitstreamError for damaged data (NotMlicFileError, TruncatedFileError, and GuardError where the scales
+    computed here differ from the encoder's by more than the file allows for), WrongWeightsError where the weights are
+    not those of the file or are not at hand, LimitError, DeviceError.
     """
-    x_hat, mode = decode_tensor(data, model, device=device, limits=limits)
+    file = _read(data, limits)
+    # before the work: a damaged alpha chunk costs no run of the network
+    alpha = unpack_alpha(file) if isinstance(file, container.Mlic) else None
+    x_hat, mode = _decode_tensor(file, model, device, limits)
     with memory_errors("making a picture"):
-        return to_picture(x_hat, mode)
+        image = to_pillow(to_pixels(x_hat, mode), alpha)
+    if isinstance(file, container.Mlic):
+        image.info.update(info_of(file))
+    return image
 
 
 def decode_tensor(
@@ -104,13 +146,23 @@ def decode_tensor(
     device: str | torch.device | None = None,
     limits: Limits | None = None,
 ) -> tuple[Tensor, Mode]:
-    """As `decode`, but the model's own output: float [1, 3, H, W], neither clamped nor rounded."""
-    file = _read(data, limits)
+    """As `decode`, but the model's own output: float [1, 3, H, W], neither clamped nor rounded, without alpha."""
+    return _decode_tensor(_read(data, limits), model, device, limits)
+
+
+def _decode_tensor(
+    file: container.Mlic | official.OfficialFile,
+    model: Model,
+    device: str | torch.device | None,
+    limits: Limits | None,
+) -> tuple[Tensor, Mode]:
     height, width = file.height, file.width
-    exact = isinstance(file, official.OfficialFile)
+    guard = file.guard if isinstance(file, container.Mlic) else None
     with memory_errors(f"decoding {width} x {height} pixels"):
         network = open_model_of(file, model, device)
-        x_hat = network.decompress([[file.y], [file.z]], file.z_shape, exact=exact, limits=limits)["x_hat"]
+        exact = isinstance(file, official.OfficialFile)
+        strings = [[file.y], [file.z]]
+        x_hat = network.decompress(strings, file.z_shape, exact=exact, guard=guard, limits=limits)["x_hat"]
     return crop(x_hat, height, width), file.mode if isinstance(file, container.Mlic) else "rgb"
 
 
@@ -139,15 +191,18 @@ def open_model(model: Model = None, device: str | torch.device | None = None) ->
         return model
     path = resolve(DEFAULT_MODEL if model is None else model)
     status = path.stat()
-    return _loaded(path, (status.st_mtime_ns, status.st_size), str(resolve_device(device)))
+    with _loading:  # threads that want the same weights wait for one to read them
+        return _loaded(path, (status.st_mtime_ns, status.st_size), str(resolve_device(device)))
 
 
-def open_model_of(data: Any, model: Model = None, device: str | torch.device | None = None) -> MLICPlusPlus:
+def open_model_of(
+    data: Any, model: Model = None, device: str | torch.device | None = None, limits: Limits | None = None
+) -> MLICPlusPlus:
     """The model that `decode` uses for these arguments; data: a compressed file's bytes.
 
     Raises what `decode` raises, WrongWeightsError above all.
     """
-    file = data if isinstance(data, (container.Mlic, official.OfficialFile)) else _read(data, None)
+    file = data if isinstance(data, (container.Mlic, official.OfficialFile)) else _read(data, limits)
     if isinstance(file, official.OfficialFile):
         if model is None:
             raise WrongWeightsError(
@@ -174,7 +229,11 @@ def _read(data: bytes | bytearray | memoryview, limits: Limits | None) -> contai
     return container.read(data, limits)  # also says best what is wrong with anything else
 
 
-@lru_cache(maxsize=2)
+_loading = threading.RLock()
+
+
+# As many as there are λ in the published family, for rate control.
+@lru_cache(maxsize=6)
 def _loaded(path: Path, version: tuple[int, int], device: str) -> MLICPlusPlus:
     # Kept, so that a loop over pictures reads the weights once; a file that changed is read again.
     return MLICPlusPlus.from_checkpoint(path, device)

@@ -16,6 +16,9 @@ from mlic_fast.errors import LimitError
 # 1 x 89,000,000 pixels would pass the pixel limit and be 64 times as large when coded.
 MAX_SIDE = 65_536
 
+# The largest colour profiles in use are a few MB, EXIF data that fits a JPEG 64 KB.
+MAX_METADATA_BYTES = 16 * 2**20
+
 
 def default_pixel_limit() -> int | None:
     """Pillow's limit as it is set now (`PIL.Image.MAX_IMAGE_PIXELS`); None: no limit."""
@@ -26,14 +29,16 @@ def default_pixel_limit() -> int | None:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a picture may measure.
+    """What a picture and what comes with it may measure.
 
     pixels: width x height at most; None: as many as the sides allow. Default: Pillow's limit.
     side: width and height at most.
+    metadata_bytes: of each piece of metadata (colour profile, EXIF, XMP, comment) at most.
     """
 
     pixels: int | None = field(default_factory=default_pixel_limit)
     side: int = MAX_SIDE
+    metadata_bytes: int = MAX_METADATA_BYTES
 
     @classmethod
     def of(cls, limits: Limits | None) -> Limits:
@@ -44,14 +49,17 @@ class Limits:
             raise LimitError(f"limits must be a mlic_fast.limits.Limits, not {limits!r}")
         return limits
 
-    def check(self, width: int, height: int, what: str) -> None:
-        """Raise LimitError if a picture of width x height is too large; `what` names it."""
+    def check(self, width: int, height: int, what: str, count: int = 1) -> None:
+        """Raise LimitError if `count` pictures of width x height are too large together; `what` names them."""
         if max(width, height) > self.side:
             raise LimitError(
                 f"{what} is {width} x {height}; a side may have at most {self.side:,} pixels: split the picture"
             )
-        if self.pixels is not None and width * height > self.pixels:
+        total = width * height * count
+        if self.pixels is not None and total > self.pixels:
+            times = f"{count} times " if count > 1 else ""
             raise LimitError(
-                f"{what} is {width} x {height}, {width * height:,} pixels; the limit is {self.pixels:,}. "
-                "If you trust where it comes from, raise PIL.Image.MAX_IMAGE_PIXELS (None: no limit) in Python"
+                f"{what} is {times}{width} x {height}, {total:,} pixels; the limit is {self.pixels:,}. "
+                "If you trust where it comes from, give a larger one (limits=, --max-pixels), or raise "
+                "PIL.Image.MAX_IMAGE_PIXELS (None: no limit) in Python"
             )

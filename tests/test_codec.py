@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import copy
 import threading
+import zlib
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -65,7 +67,12 @@ def test_photograph_through_a_file(
 def test_header_of_a_plain_picture(photograph: Image.Image, model: Any) -> None:
     data = mlic_fast.encode(photograph, model)
     file = container.read(data)
-    assert len(data) - len(file.y) - len(file.z) <= 60
+    assert container.describe(data)["overhead_bytes"] <= 60
+    bare = mlic_fast.encode(photograph, model, guard=False)
+    bare_file = container.read(bare)
+    assert bare_file.guard is None
+    assert file.guard is not None
+    assert len(bare) - len(bare_file.y) - len(bare_file.z) <= 60
     assert file.fingerprint == model_fingerprint(model)[: container.FINGERPRINT_BYTES]
     assert (file.model_name, file.variant, file.mode) == ("mlicpp-small", "new", "rgb")
 
@@ -87,7 +94,8 @@ def test_without_naming_a_model(photograph: Image.Image, model: Any) -> None:
     assert np.array_equal(mlic_fast.decode(data, device="cpu"), mlic_fast.decode(data, model))
 
 
-def test_official_layout(photograph: Image.Image, model: Any) -> None:
+def test_official_layout(photograph: Image.Image, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLIC_FAST_ENGINE", "off")
     picture = photograph.crop((20, 30, 120, 100))
     data = mlic_fast.encode(picture, model, format="official")
     file = official.read(data)
@@ -144,8 +152,6 @@ def test_damaged_files_raise(photograph: Image.Image, model: Any) -> None:
 
 def test_damage_that_checksums_do_not_see_raises(photograph: Image.Image, model: Any) -> None:
     file = container.read(mlic_fast.encode(photograph.crop((0, 0, 100, 64)), model))
-    from dataclasses import replace
-
     for y, z in ((file.y[:-4], file.z), (file.y, file.z[:-4]), (b"", file.z), (file.z, file.y)):
         with pytest.raises(BitstreamError):
             mlic_fast.decode(container.write(replace(file, y=y, z=z)), model)
@@ -161,9 +167,79 @@ def test_limits(photograph: Image.Image, model: Any) -> None:
 
 
 def test_refused_pictures(photograph: Image.Image, model: Any) -> None:
-    for mode in ("RGBA", "LA", "I", "F"):
+    for mode in ("I", "F"):
         with pytest.raises(ImageError):
-            mlic_fast.encode(photograph.convert("L").convert(mode) if mode in "IF" else photograph.convert(mode), model)
+            mlic_fast.encode(photograph.convert("L").convert(mode), model)
+    transparent = photograph.crop((0, 0, 8, 8)).convert("RGBA")
+    with pytest.raises(ImageError, match="official"):
+        mlic_fast.encode(transparent, model, format="official")
+    with pytest.raises(ImageError, match="official"):
+        mlic_fast.encode(transparent.convert("RGB"), model, format="official", thumbnail=8)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_alpha_without_loss_and_colours_as_without_it(photograph: Image.Image, model: Any, mode: str) -> None:
+    plain = photograph.crop((20, 30, 90, 80)).convert("RGB" if mode == "RGBA" else "L")
+    alpha = np.random.default_rng(0).integers(0, 256, (50, 70), dtype=np.uint8)
+    picture = plain.copy()
+    picture.putalpha(Image.fromarray(alpha))
+    decoded = mlic_fast.decode(mlic_fast.encode(picture, model), model)
+    assert decoded.mode == mode
+    assert np.array_equal(np.asarray(decoded)[..., -1], alpha)
+    expected = np.atleast_3d(np.asarray(mlic_fast.decode(mlic_fast.encode(plain, model), model)))
+    assert np.array_equal(np.asarray(decoded)[..., :-1], expected)
+    opaque = mlic_fast.encode(plain.convert(mode), model)
+    assert len(opaque) == len(mlic_fast.encode(plain, model)) + 3
+
+
+def test_a_damaged_alpha_chunk_is_found_before_the_weights_are_looked_for(photograph: Image.Image, model: Any) -> None:
+    picture = photograph.crop((0, 0, 64, 64)).convert("RGBA")
+    picture.putpixel((0, 0), (1, 2, 3, 4))
+    file = container.read(mlic_fast.encode(picture, model))
+    assert file.alpha is not None
+    # from the compressed pixels on: other pixels, with the PNG's own checksums right
+    pixels = b"no deflated data"
+    part = b"IDAT" + pixels
+    chunk = len(pixels).to_bytes(4, "big") + part + zlib.crc32(part).to_bytes(4, "big")
+    damaged = replace(file, alpha=file.alpha[:33] + chunk + file.alpha[-12:], fingerprint=bytes(8))
+    with pytest.raises(BitstreamError, match="alpha"):
+        mlic_fast.decode(container.write(damaged))
+
+
+def test_what_comes_with_a_picture(photograph: Image.Image, model: Any, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0112] = "a maker", 6
+    xmp = b'<rdf:Description tiff:Orientation="6" a="b"/>'
+    path = tmp_path / "photo.jpg"
+    stored = photograph.crop((0, 0, 80, 50))
+    stored.save(path, exif=exif, xmp=xmp, icc_profile=b"profile", comment="hello")
+    data = mlic_fast.encode(path, model, thumbnail=40)
+    decoded = mlic_fast.decode(data, model)
+    assert decoded.size == (50, 80)
+    assert {name: decoded.info[name] for name in ("icc_profile", "xmp", "comment")} == {
+        "icc_profile": b"profile",
+        "xmp": b'<rdf:Description a="b"/>',
+        "comment": b"hello",
+    }
+    assert dict(decoded.getexif()) == {0x010F: "a maker"}
+    file = container.read(data)
+    assert file.find(container.ChunkKind.THUMBNAIL) is not None
+    # encoding what was decoded keeps it all once more
+    again = mlic_fast.decode(mlic_fast.encode(decoded, model), model)
+    assert again.info == decoded.info
+    bare = mlic_fast.decode(mlic_fast.encode(path, model, metadata=False), model)
+    assert bare.info == {"icc_profile": b"profile"}
+    official_file = mlic_fast.decode(mlic_fast.encode(path, model, format="official"), model)
+    assert official_file.info == {}
+    assert np.array_equal(bare, decoded)
+
+
+def test_16_bits(photograph: Image.Image, model: Any) -> None:
+    grey = np.asarray(photograph.crop((0, 0, 40, 30)).convert("L"))
+    deep = grey.astype(np.uint16) * 257
+    with pytest.raises(ImageError, match="reduce_depth"):
+        mlic_fast.encode(Image.fromarray(deep), model)
+    assert mlic_fast.encode(Image.fromarray(deep), model, reduce_depth=True) == mlic_fast.encode(grey, model)
 
 
 @pytest.mark.parametrize(

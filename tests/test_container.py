@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import struct
 import subprocess
 import sys
 import zlib
@@ -35,10 +36,50 @@ SMALL_BYTES = bytes.fromhex(
     "8d4d4c4943 01 0f d804 9003 03 00 00 01 00 0001020304050607 0c 6d6c696370702d736d616c6c 29b62a7e"
     "01 03 7a7a7a 02 08 73747265616d2079 22e537ad"
 )
+RICH = dataclasses.replace(
+    SMALL,
+    width=5,
+    height=3,
+    mode="grey-alpha",
+    padding="fade",
+    guard=b"guard",
+    alpha=b"\x80",
+    metadata=(Metadata(ChunkKind.COMMENT, b"hi"),),
+)
+RICH_BYTES = bytes.fromhex(
+    "8d4d4c4943 01 1d 05 03 02 00 01 01 01 0001020304050607 0c 6d6c696370702d736d616c6c 12d5a61b"
+    "84 02 6869 04 01 80 03 05 6775617264 01 03 7a7a7a 02 08 73747265616d2079 f41d16f5"
+)
+
+
+def png(width: int = 600, height: int = 400, depth: int = 8, colour: int = 0, interlace: int = 0) -> bytes:
+    """A PNG of this kind, with pixels of whichever size."""
+    head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlace)
+    return SIGNATURE + part(b"IHDR", head) + part(b"IDAT", b"pixels") + part(b"IEND", b"")
+
+
+def part(kind: bytes, content: bytes) -> bytes:
+    body = kind + content
+    return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+KNOWN = {int(kind) for kind in ChunkKind}
 
 names = st.text(max_size=40).map(container.fit_name)
-metadata = st.lists(st.builds(Metadata, kind=st.integers(0x80, 0xFF), data=st.binary(max_size=300)), max_size=4)
-files = st.builds(
+metadata = st.lists(
+    st.builds(Metadata, kind=st.integers(0x80, 0xFF), data=st.binary(max_size=300)),
+    max_size=4,
+    unique_by=lambda chunk: chunk.kind if chunk.kind in KNOWN else id(chunk),
+)
+
+
+def with_alpha(mlic: Mlic, value: int) -> Mlic:
+    mode = "grey-alpha" if mlic.mode == "grey" else "rgb-alpha"
+    return dataclasses.replace(mlic, mode=mode, alpha=bytes([value]))  # type: ignore[arg-type]
+
+
+opaque = st.builds(
     Mlic,
     width=st.integers(1, 9000),
     height=st.integers(1, 9000),
@@ -49,8 +90,13 @@ files = st.builds(
     z=st.binary(max_size=300),
     y=st.binary(max_size=300),
     padding=st.sampled_from(["zero", "fade"]),
+    guard=st.none() | st.binary(max_size=300),
     metadata=metadata.map(tuple),
 )
+files = opaque | st.builds(with_alpha, opaque, st.integers(0, 255))
+
+
+BOTH = b"\x01\x01z\x02\x01y"  # the streams' chunks
 
 
 def build(
@@ -59,26 +105,32 @@ def build(
     width: bytes = b"\xd8\x04",
     codes: bytes = bytes((3, 0, 0, 1, 0)),
     name: bytes = b"m",
-    chunks: bytes = b"\x01\x01z\x02\x01y",
+    chunks: bytes = BOTH,
     body_length: bytes | None = None,
 ) -> bytes:
     """Put together a file with valid checksums from fields that `write` would refuse."""
-    header = container.MAGIC + bytes([version]) + (body_length or bytes([len(chunks)])) + width + b"\x90\x03" + codes
+    header = container.MAGIC + bytes([version]) + (body_length or varint(len(chunks))) + width + b"\x90\x03" + codes
     header += bytes(8) + bytes([len(name)]) + name
     return header + zlib.crc32(header).to_bytes(4, "little") + chunks + zlib.crc32(chunks).to_bytes(4, "little")
+
+
+def varint(value: int) -> bytes:
+    low, high = value & 0x7F, value >> 7
+    return bytes([low | 0x80]) + varint(high) if high else bytes([low])
 
 
 def test_bytes_for_ever() -> None:
     assert container.write(SMALL) == SMALL_BYTES
     assert container.read(SMALL_BYTES) == SMALL
+    assert container.write(RICH) == RICH_BYTES
+    assert container.read(RICH_BYTES) == RICH
 
 
-def test_the_documented_example_is_this_file() -> None:
+def test_the_documented_examples_are_these_files() -> None:
     text = (Path(__file__).parent.parent / "docs" / "bitstream.md").read_text(encoding="utf-8")
-    block = re.search(r"```hex\n(.*?)```", text, re.DOTALL)
-    assert block is not None
-    fields = [line.split("#")[0] for line in block[1].splitlines()]
-    assert bytes.fromhex("".join(fields)) == SMALL_BYTES
+    blocks = re.findall(r"```hex\n(.*?)```", text, re.DOTALL)
+    written = [bytes.fromhex("".join(line.split("#")[0] for line in block.splitlines())) for block in blocks]
+    assert written == [SMALL_BYTES, RICH_BYTES]
 
 
 @given(files)
@@ -97,19 +149,21 @@ def test_overhead_of_a_plain_image_is_at_most_60_bytes() -> None:
         assert container.describe(container.write(mlic))["overhead_bytes"] == overhead
 
 
-@pytest.mark.parametrize("length", range(len(SMALL_BYTES)))
-def test_every_prefix_is_called_truncated(length: int) -> None:
-    with pytest.raises(TruncatedFileError):
-        container.read(SMALL_BYTES[:length])
+@pytest.mark.parametrize("whole", [SMALL_BYTES, RICH_BYTES], ids=["small", "rich"])
+def test_every_prefix_is_called_truncated(whole: bytes) -> None:
+    for length in range(len(whole)):
+        with pytest.raises(TruncatedFileError):
+            container.read(whole[:length])
 
 
-@pytest.mark.parametrize("position", range(len(SMALL_BYTES)))
-def test_every_altered_byte_is_noticed(position: int) -> None:
-    for change in range(1, 256):
-        data = bytearray(SMALL_BYTES)
-        data[position] ^= change
-        with pytest.raises(BitstreamError):
-            container.read(data)
+@pytest.mark.parametrize("whole", [SMALL_BYTES, RICH_BYTES], ids=["small", "rich"])
+def test_every_altered_byte_is_noticed(whole: bytes) -> None:
+    for position in range(len(whole)):
+        for change in range(1, 256):
+            data = bytearray(whole)
+            data[position] ^= change
+            with pytest.raises(BitstreamError):
+                container.read(data)
 
 
 @settings(max_examples=300)
@@ -137,16 +191,28 @@ def test_random_body_and_name_with_valid_checksums(chunks: bytes, name: bytes) -
         pytest.param(b"x", NotMlicFileError, "not an .mlic file", id="one byte"),
         pytest.param(b"", TruncatedFileError, "ends after 0 bytes", id="empty"),
         pytest.param(build(version=2), NotMlicFileError, "newer release.*version 2", id="version"),
-        pytest.param(build(codes=bytes((3, 0, 0, 1, 1))), NotMlicFileError, "newer release.*guard is 1", id="guard"),
+        pytest.param(build(codes=bytes((3, 0, 0, 1, 2))), NotMlicFileError, "newer release.*guard is 2", id="guard"),
         pytest.param(build(codes=bytes((3, 0, 0, 2, 0))), NotMlicFileError, "newer.*coder layout is 2", id="layout"),
         pytest.param(build(codes=bytes((3, 0, 2, 1, 0))), NotMlicFileError, "newer.*padding rule is 2", id="padding"),
         pytest.param(build(codes=bytes((3, 2, 0, 1, 0))), NotMlicFileError, "newer.*variant is 2", id="variant"),
-        pytest.param(build(codes=bytes((4, 0, 0, 1, 0))), NotMlicFileError, "newer.*picture mode is 4", id="mode"),
+        pytest.param(build(codes=bytes((5, 0, 0, 1, 0))), NotMlicFileError, "newer.*picture mode is 5", id="mode"),
         pytest.param(
-            build(chunks=b"\x01\x01z\x02\x01y\x03\x01g"),
+            build(chunks=b"\x01\x01z\x02\x01y\x05\x01t"),
             NotMlicFileError,
-            "newer.*needs chunk 0x03",
+            "newer.*needs chunk 0x05",
             id="critical chunk",
+        ),
+        pytest.param(build(chunks=b"\x03\x01g" + BOTH), BitstreamError, "guard none", id="guard not announced"),
+        pytest.param(build(codes=bytes((3, 0, 0, 1, 1))), BitstreamError, "guard moved", id="no guard"),
+        pytest.param(build(codes=bytes((4, 0, 0, 1, 0))), BitstreamError, "no alpha chunk", id="no alpha"),
+        pytest.param(build(chunks=b"\x04\x01a" + BOTH), BitstreamError, "an alpha chunk", id="alpha not announced"),
+        pytest.param(build(chunks=b"\x81\x01a\x81\x01b" + BOTH), BitstreamError, "two.*icc_profile", id="two ICC"),
+        pytest.param(build(chunks=b"\xf0\x00" * 65 + BOTH), BitstreamError, "more than 64", id="65 chunks"),
+        pytest.param(
+            build(chunks=b"\x85\x81\x80\x04" + bytes(65537) + BOTH), BitstreamError, "65,537", id="large thumbnail"
+        ),
+        pytest.param(
+            build(chunks=b"\x81\x81\x80\x80\x08" + bytes(2**24 + 1) + BOTH), LimitError, "16,777,217", id="large ICC"
         ),
         pytest.param(build(chunks=b"\x01\x01z"), BitstreamError, "no chunk y_stream", id="no y"),
         pytest.param(build(chunks=b"\x02\x01y"), BitstreamError, "no chunk z_stream", id="no z"),
@@ -201,14 +267,61 @@ def test_a_chunk_of_a_later_release_that_may_be_skipped_is_kept() -> None:
         {"model_name": "line\nbreak"},
         {"metadata": (Metadata(ChunkKind.Y_STREAM, b""),)},
         {"metadata": (Metadata(256, b""),)},
+        {"metadata": (Metadata(ChunkKind.EXIF, b""),) * 2},
+        {"metadata": (Metadata(0xF0, b""),) * 65},
+        {"metadata": (Metadata(ChunkKind.THUMBNAIL, bytes(65537)),)},
         {"mode": "cmyk"},
-        {"guard": "some"},
+        {"mode": "rgb-alpha"},
+        {"alpha": b"\x80"},
+        {"mode": "rgb-alpha", "alpha": b""},
+        {"mode": "rgb-alpha", "alpha": b"\x80\x80"},
     ],
     ids=str,
 )
 def test_what_the_format_cannot_hold_is_not_written(change: dict[str, object]) -> None:
     with pytest.raises(BitstreamError):
         container.write(dataclasses.replace(SMALL, **change))  # type: ignore[arg-type]
+
+
+def test_what_the_alpha_chunk_may_hold() -> None:
+    for alpha in (b"\0", b"\xff", png()):
+        mlic = dataclasses.replace(SMALL, mode="rgb-alpha", alpha=alpha)
+        assert container.read(container.write(mlic)).alpha == alpha
+
+
+@pytest.mark.parametrize(
+    ("alpha", "message"),
+    [
+        pytest.param(b"", "neither one byte nor a PNG", id="empty"),
+        pytest.param(b"GIF89a", "neither one byte nor a PNG", id="GIF"),
+        pytest.param(png(601), "601 x 400 pixels, the picture 600 x 400", id="width"),
+        pytest.param(png(600, 2**31), "the picture 600 x 400", id="height"),
+        pytest.param(png(depth=16), "plain grey", id="16 bits"),
+        pytest.param(png(colour=2), "plain grey", id="RGB"),
+        pytest.param(png(interlace=1), "plain grey", id="interlaced"),
+        pytest.param(SIGNATURE, "other parts", id="signature alone"),
+        pytest.param(png()[:-1], "ends early", id="truncated"),
+        pytest.param(png()[:-12], "other parts", id="no IEND"),
+        pytest.param(png() + part(b"IEND", b""), "other parts", id="two IEND"),
+        pytest.param(png() + b"\0", "ends early", id="trailing byte"),
+        pytest.param(png()[:-12] + part(b"tEXt", b"a") + png()[-12:], "other parts", id="text"),
+        pytest.param(png()[:33] + png()[-12:], "other parts", id="no pixels"),
+        pytest.param(SIGNATURE + part(b"IDAT", b"") + png()[8:], "does not begin with a header", id="order"),
+        pytest.param(png()[:-13] + b"\0" + png()[-12:], "checksum", id="crc"),
+        pytest.param(SIGNATURE + b"\xff\xff\xff\xffIHDR" + bytes(20), "ends early", id="4 GiB"),
+    ],
+)
+def test_other_alpha_chunks_are_refused(alpha: bytes, message: str) -> None:
+    with pytest.raises(BitstreamError, match=message):
+        dataclasses.replace(SMALL, mode="rgb-alpha", alpha=alpha)
+
+
+def test_the_metadata_limit_can_be_changed() -> None:
+    large = container.write(dataclasses.replace(SMALL, metadata=(Metadata(ChunkKind.XMP, bytes(200)),)))
+    with pytest.raises(LimitError, match=r"chunk xmp.*200 bytes.*199.*metadata_bytes"):
+        container.read(large, Limits(metadata_bytes=199))
+    assert container.read(large, Limits(metadata_bytes=200)).find(ChunkKind.XMP) == bytes(200)
+    assert container.read(large).find(ChunkKind.EXIF) is None
 
 
 @given(st.text(alphabet=st.characters(), max_size=100))

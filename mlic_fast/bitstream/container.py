@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Literal, NoReturn, TypeVar
 
-from mlic_fast.errors import BitstreamError, MlicError, NotMlicFileError, TruncatedFileError
+from mlic_fast.bitstream import alpha_plane
+from mlic_fast.errors import BitstreamError, LimitError, MlicError, NotMlicFileError, TruncatedFileError
 from mlic_fast.limits import Limits
 
 MAGIC = b"\x8dMLIC"  # the first byte is no ASCII and no UTF-8: no text file starts like this
@@ -22,23 +23,31 @@ VERSION = 1
 FINGERPRINT_BYTES = 8  # leading bytes of the SHA-256 over weights and tables
 MAX_NAME_BYTES = 64
 CRC_BYTES = 4
+MAX_METADATA_CHUNKS = 64  # so that a file of empty chunks does not unpack into many times its size
+MAX_THUMBNAIL_BYTES = 64 * 1024
 _MAX_VARINT = 2**32 - 1
 _ANCILLARY = 0x80  # chunk kinds with this bit may be skipped by a reader that does not know them
 
-Mode = Literal["grey", "rgb"]
+Mode = Literal["grey", "grey-alpha", "rgb", "rgb-alpha"]
 Variant = Literal["new", "old"]
 Padding = Literal["zero", "fade"]
 CoderLayout = Literal["rans64"]
-Guard = Literal["none"]
+Guard = Literal["none", "moved-boundaries"]
 
 # Each header field that holds a code: its name in messages, and what the codes mean.
-_MODES: dict[int, Mode] = {1: "grey", 3: "rgb"}  # channels, so that 2 and 4 can mean "with alpha"
+_MODES: dict[int, Mode] = {1: "grey", 2: "grey-alpha", 3: "rgb", 4: "rgb-alpha"}  # the number of channels
 _VARIANTS: dict[int, Variant] = {0: "new", 1: "old"}
 _PADDINGS: dict[int, Padding] = {0: "zero", 1: "fade"}
 _LAYOUTS: dict[int, CoderLayout] = {1: "rans64"}
-_GUARDS: dict[int, Guard] = {0: "none"}
+_GUARDS: dict[int, Guard] = {0: "none", 1: "moved-boundaries"}
 
 _T = TypeVar("_T", bound=str)
+
+_TOO_MANY = f"the .mlic file has more than {MAX_METADATA_CHUNKS} chunks of metadata: it is damaged, or made to do harm"
+
+
+# For describing a file, which allocates nothing that its data does not.
+NO_LIMITS = Limits(pixels=None, side=_MAX_VARINT, metadata_bytes=_MAX_VARINT)
 
 
 class ChunkKind(IntEnum):
@@ -46,15 +55,24 @@ class ChunkKind(IntEnum):
 
     Z_STREAM = 0x01
     Y_STREAM = 0x02
+    GUARD = 0x03
+    ALPHA = 0x04
     ICC_PROFILE = 0x81
     EXIF = 0x82
     XMP = 0x83
     COMMENT = 0x84
+    THUMBNAIL = 0x85
+
+
+_NEEDED = (ChunkKind.Z_STREAM, ChunkKind.Y_STREAM, ChunkKind.GUARD, ChunkKind.ALPHA)
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """A chunk that decoding does not need; `kind` (0x80 to 0xFF) may be one we do not know."""
+    """A chunk that decoding does not need; `kind` (0x80 to 0xFF) may be one we do not know.
+
+    What the contents must be, kind by kind, is written in docs/bitstream.md; they are not judged here.
+    """
 
     kind: int
     data: bytes
@@ -65,7 +83,8 @@ class Mlic:
     """Contents of an .mlic file. Raises BitstreamError for values that the format cannot hold.
 
     width, height: size of the picture in pixels, before padding, at least 1.
-    mode: "grey" or "rgb"; both have 8 bits a sample and are coded as three channels.
+    mode: "grey", "grey-alpha", "rgb" or "rgb-alpha", 8 bits a sample. Colours and grey are
+        coded as three channels, alpha apart and without loss.
     variant, model_name, fingerprint: the weights; the name is for people (printable, at most
         64 bytes of UTF-8, may be empty), the fingerprint (8 bytes) decides.
     z, y: the two entropy-coded streams, as the coder layout says.
@@ -73,8 +92,11 @@ class Mlic:
         a decoder crops the same way whatever the rule.
     coder_layout: "rans64": y is one rANS stream in coding order, z another, as CompressAI
         1.2.8 writes them for a batch of one.
-    guard: "none"; the field where protection against rounding differences will be announced.
-    metadata: chunks that decoding does not need, in file order.
+    guard: contents of the guard chunk ("moved-boundaries", owned by mlic_fast/entropy/guard.py), which
+        protects against rounding differences between machines; None: no guard.
+    alpha: contents of the alpha chunk, there if and only if the mode has alpha: one byte, which all
+        pixels have, or a PNG, see mlic_fast/bitstream/alpha_plane.py.
+    metadata: chunks that decoding does not need, in file order, each kind that this release knows at most once.
     """
 
     width: int
@@ -87,7 +109,8 @@ class Mlic:
     y: bytes
     padding: Padding = "zero"
     coder_layout: CoderLayout = "rans64"
-    guard: Guard = "none"
+    guard: bytes | None = None
+    alpha: bytes | None = None
     metadata: tuple[Metadata, ...] = ()
 
     def __post_init__(self) -> None:
@@ -100,14 +123,26 @@ class Mlic:
             raise BitstreamError(
                 f"the model name {self.model_name[:80]!r} must be printable and at most {MAX_NAME_BYTES} bytes"
             )
-        for chunk in self.metadata:
-            if not _ANCILLARY <= chunk.kind <= 0xFF:
-                raise BitstreamError(f"metadata chunks have kinds 0x80 to 0xFF, not {chunk.kind:#x}")
+        if has_alpha(self.mode) != (self.alpha is not None):
+            which = "no alpha chunk, which it needs" if self.alpha is None else "an alpha chunk, which it cannot have"
+            raise BitstreamError(f"a picture of mode {self.mode} has {which}")
+        if self.alpha is not None:
+            alpha_plane.check(self.alpha, self.width, self.height)
+        _check_metadata(self.metadata)
+
+    def find(self, kind: ChunkKind) -> bytes | None:
+        """Contents of the metadata chunk of this kind, or None."""
+        return next((chunk.data for chunk in self.metadata if chunk.kind == kind), None)
 
     @property
     def z_shape(self) -> tuple[int, int]:
         """Height and width of z: one position for each 64 x 64 pixels, rounded up."""
         return -(-self.height // 64), -(-self.width // 64)
+
+
+def has_alpha(mode: Mode) -> bool:
+    """Say whether pictures of this mode have an alpha channel."""
+    return mode in ("grey-alpha", "rgb-alpha")
 
 
 def fit_name(name: str) -> str:
@@ -124,6 +159,9 @@ def write(mlic: Mlic) -> bytes:
     Raises BitstreamError if the streams are too long for the format (4 GiB in all).
     """
     chunks = [*((chunk.kind, chunk.data) for chunk in mlic.metadata)]
+    for kind, content in ((ChunkKind.ALPHA, mlic.alpha), (ChunkKind.GUARD, mlic.guard)):
+        if content is not None:
+            chunks.append((int(kind), content))
     chunks += [(int(ChunkKind.Z_STREAM), mlic.z), (int(ChunkKind.Y_STREAM), mlic.y)]
     body = b"".join(bytes([kind]) + _varint(len(data)) + data for kind, data in chunks)
     name = mlic.model_name.encode()
@@ -140,7 +178,7 @@ def write(mlic: Mlic) -> bytes:
                     _code(_VARIANTS, mlic.variant, "variant"),
                     _code(_PADDINGS, mlic.padding, "padding"),
                     _code(_LAYOUTS, mlic.coder_layout, "coder layout"),
-                    _code(_GUARDS, mlic.guard, "guard"),
+                    _code(_GUARDS, _guard_name(mlic), "guard"),
                 )
             ),
             mlic.fingerprint,
@@ -154,7 +192,7 @@ def write(mlic: Mlic) -> bytes:
 def read(data: bytes | bytearray | memoryview, limits: Limits | None = None) -> Mlic:
     """Take an .mlic file apart, believing nothing.
 
-    limits: what the picture may measure; default: `Limits()`, Pillow's pixel limit.
+    limits: what the picture and each metadata chunk may measure; default: `Limits()`, Pillow's pixel limit.
     Nothing larger than the data itself is allocated. Raises NotMlicFileError (other data, or
     written by a newer release), TruncatedFileError (every proper prefix of a file),
     LimitError, or BitstreamError (damaged, or with something left over).
@@ -180,7 +218,8 @@ def read(data: bytes | bytearray | memoryview, limits: Limits | None = None) -> 
     padding = _meaning(_PADDINGS, codes[2], "padding rule")
     layout = _meaning(_LAYOUTS, codes[3], "coder layout")
     guard = _meaning(_GUARDS, codes[4], "guard")
-    Limits.of(limits).check(width, height, "the picture in the .mlic file")
+    limits = Limits.of(limits)
+    limits.check(width, height, "the picture in the .mlic file")
 
     body = reader.take(body_length, "body")
     if reader.take(CRC_BYTES, "body checksum") != _crc(body):
@@ -189,7 +228,9 @@ def read(data: bytes | bytearray | memoryview, limits: Limits | None = None) -> 
         raise BitstreamError(
             f"{len(data) - reader.position} bytes follow the end of the .mlic file: not one whole file"
         )
-    streams, metadata = _read_chunks(body)
+    chunks, metadata = _read_chunks(body, limits)
+    if (guard == "none") != (ChunkKind.GUARD not in chunks):
+        raise BitstreamError(f"the header of the .mlic file says guard {guard}, which its chunks do not fit")
     try:
         name = raw_name.decode()
     except UnicodeDecodeError as error:
@@ -201,11 +242,12 @@ def read(data: bytes | bytearray | memoryview, limits: Limits | None = None) -> 
         variant=variant,
         model_name=name,
         fingerprint=fingerprint,
-        z=streams[ChunkKind.Z_STREAM],
-        y=streams[ChunkKind.Y_STREAM],
+        z=chunks[ChunkKind.Z_STREAM],
+        y=chunks[ChunkKind.Y_STREAM],
         padding=padding,
         coder_layout=layout,
-        guard=guard,
+        guard=chunks.get(ChunkKind.GUARD),
+        alpha=chunks.get(ChunkKind.ALPHA),
         metadata=metadata,
     )
 
@@ -215,8 +257,10 @@ def describe(data: bytes | bytearray | memoryview) -> dict[str, Any]:
 
     Errors are those of `read`, but no picture is too large to be described.
     """
-    mlic = read(data, Limits(pixels=None, side=_MAX_VARINT))
+    mlic = read(data, NO_LIMITS)
     size = len(data)
+    guard, alpha = mlic.guard, mlic.alpha
+    contents = [mlic.z, mlic.y, guard or b"", alpha or b"", *(chunk.data for chunk in mlic.metadata)]
     return {
         "format": "mlic",
         "version": VERSION,
@@ -228,10 +272,11 @@ def describe(data: bytes | bytearray | memoryview) -> dict[str, Any]:
         "model": {"name": mlic.model_name, "fingerprint": mlic.fingerprint.hex(), "variant": mlic.variant},
         "padding": mlic.padding,
         "coder_layout": mlic.coder_layout,
-        "guard": mlic.guard,
+        "guard": {"kind": _guard_name(mlic), **({} if guard is None else {"bytes": len(guard)})},
         "streams": {"z": len(mlic.z), "y": len(mlic.y)},
+        "alpha": None if alpha is None else {"bytes": len(alpha), "constant": alpha[0] if len(alpha) == 1 else None},
         "metadata": [{"kind": _kind_name(chunk.kind), "bytes": len(chunk.data)} for chunk in mlic.metadata],
-        "overhead_bytes": size - len(mlic.z) - len(mlic.y) - sum(len(chunk.data) for chunk in mlic.metadata),
+        "overhead_bytes": size - sum(map(len, contents)),
     }
 
 
@@ -244,27 +289,56 @@ def _check_magic(data: bytes) -> None:
         _raise_newer(f"it has format version {data[len(MAGIC)]}, this release reads version {VERSION}")
 
 
-def _read_chunks(body: bytes) -> tuple[dict[int, bytes], tuple[Metadata, ...]]:
-    """Split the body into the streams that must be there and the metadata that may be."""
-    streams: dict[int, bytes] = {}
-    metadata = []
+def _read_chunks(body: bytes, limits: Limits) -> tuple[dict[int, bytes], tuple[Metadata, ...]]:
+    """Split the body into the chunks that a decoder needs and the metadata that may be there."""
+    needed: dict[int, bytes] = {}
+    metadata: list[Metadata] = []
     reader = _Reader(body, whole=True)
     while reader.position < len(body):
         kind = reader.take(1, "chunk kind")[0]
         length = reader.varint(f"length of chunk {kind:#04x}")
-        content = reader.take(length, f"chunk {_kind_name(kind)}")
         if kind & _ANCILLARY:
-            metadata.append(Metadata(kind, content))
-        elif kind not in (ChunkKind.Z_STREAM, ChunkKind.Y_STREAM):
+            # a chunk that says more than is there is damage, not a large one
+            if limits.metadata_bytes < length <= len(body) - reader.position:
+                raise LimitError(
+                    f"chunk {_kind_name(kind)} of the .mlic file has {length:,} bytes; the limit for metadata is "
+                    f"{limits.metadata_bytes:,}. If you trust where it comes from, raise Limits.metadata_bytes"
+                )
+            metadata.append(Metadata(kind, reader.take(length, f"chunk {_kind_name(kind)}")))
+            if len(metadata) > MAX_METADATA_CHUNKS:
+                raise BitstreamError(_TOO_MANY)
+            continue
+        content = reader.take(length, f"chunk {_kind_name(kind)}")
+        if kind not in _NEEDED:
             _raise_newer(f"it needs chunk {kind:#04x}, which this release does not know")
-        elif kind in streams:
+        if kind in needed:
             raise BitstreamError(f"the .mlic file has two chunks {_kind_name(kind)}; only one can be meant")
-        else:
-            streams[kind] = content
+        needed[kind] = content
     for kind in (ChunkKind.Z_STREAM, ChunkKind.Y_STREAM):
-        if kind not in streams:
+        if kind not in needed:
             raise BitstreamError(f"the .mlic file has no chunk {_kind_name(kind)}: it was not written whole")
-    return streams, tuple(metadata)
+    return needed, tuple(metadata)
+
+
+def _check_metadata(chunks: tuple[Metadata, ...]) -> None:
+    """Refuse metadata that no file can hold."""
+    if len(chunks) > MAX_METADATA_CHUNKS:
+        raise BitstreamError(_TOO_MANY)
+    seen = set()
+    for chunk in chunks:
+        if not _ANCILLARY <= chunk.kind <= 0xFF:
+            raise BitstreamError(f"metadata chunks have kinds 0x80 to 0xFF, not {chunk.kind:#x}")
+        if chunk.kind == ChunkKind.THUMBNAIL and len(chunk.data) > MAX_THUMBNAIL_BYTES:
+            raise BitstreamError(
+                f"the thumbnail has {len(chunk.data):,} bytes; an .mlic file's may have {MAX_THUMBNAIL_BYTES:,}"
+            )
+        if chunk.kind in seen and chunk.kind in set(ChunkKind):
+            raise BitstreamError(f"the .mlic file has two chunks {_kind_name(chunk.kind)}; only one can be meant")
+        seen.add(chunk.kind)
+
+
+def _guard_name(mlic: Mlic) -> Guard:
+    return "none" if mlic.guard is None else "moved-boundaries"
 
 
 def _raise_newer(why: str) -> NoReturn:

@@ -4,11 +4,20 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
+from mlic_fast import metadata
 from mlic_fast.bitstream import container, official, sniff
 from mlic_fast.cli import common
+from mlic_fast.entropy import guard
 
 DESCRIPTION = "Say what an .mlic file, or one in the layout of the official test script, holds. Decodes nothing."
+
+EPILOG = """examples:
+  mlic-fast info photo.mlic
+  mlic-fast info photo.mlic --json | python -m json.tool
+  mlic-fast info - < photo.mlic
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,20 +29,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Describe; raises this package's errors and OSError."""
     data = common.read_input(options.input)
-    facts = official.describe(data) if sniff(data) == "official" else container.describe(data)
+    facts = official.describe(data) if sniff(data) == "official" else _describe(data)
     common.report(options, facts, "\n".join(_lines(facts)))
 
 
-def _lines(facts: dict[str, object], indent: str = "") -> list[str]:
+def _describe(data: bytes) -> dict[str, Any]:
+    """What the container says, with what is inside the guard and the metadata."""
+    facts = container.describe(data)
+    mlic = container.read(data, container.NO_LIMITS)
+    if mlic.guard is not None:
+        facts["guard"].update(guard.describe(mlic.guard))
+    for about, chunk in zip(facts["metadata"], mlic.metadata, strict=True):
+        about.update(metadata.describe(chunk.kind, chunk.data))
+    return facts
+
+
+def _lines(facts: dict[str, Any], indent: str = "") -> list[str]:
     lines = []
     for name, value in facts.items():
         label = f"{indent}{name.replace('_', ' ')}:"
         if isinstance(value, dict):
             lines += [label, *_lines(value, indent + "  ")]
-        elif isinstance(value, float):
-            lines.append(f"{label} {value:.4f}")
         elif isinstance(value, list):
-            lines += [label, *(line for item in value for line in _lines(item, indent + "  "))] if value else []
+            lines += [label, *(line for item in value for line in _item(item, indent))] if value else []
         else:
-            lines.append(f"{label} {value:,}" if isinstance(value, int) else f"{label} {value}")
+            lines.append(f"{label} {_text(value)}")
     return lines
+
+
+def _item(facts: dict[str, Any], indent: str) -> list[str]:
+    first, *others = _lines(facts, indent + "    ")
+    return [f"{indent}  - {first.lstrip()}", *others]
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, float):
+        return f"{value:.4f}" if abs(value) >= 0.01 else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
