@@ -19,6 +19,7 @@ from typing import Literal
 from mlic_fast.checkpoint.files import read_checkpoint
 from mlic_fast.checkpoint.labels import SUFFIXES, stem
 from mlic_fast.checkpoint.native import SUFFIX, Metric, is_native, read_header
+from mlic_fast.checkpoint.shapes import parameter_count
 from mlic_fast.config import ModelConfig
 from mlic_fast.errors import CheckpointError, WrongWeightsError
 
@@ -38,6 +39,10 @@ class Model:
     """Weights that are at hand: what they are called, where they are, what they say about themselves.
 
     fingerprint: 32 bytes, as the header says for native files (checked when they are loaded).
+    lmbda, metric: the rate-distortion trade-off λ and what it was trained for, None where nobody says.
+    guard_delta: largest difference in log-scale that the guard of its files covers, over passes and channels;
+        None: not calibrated.
+    size: the file's, in bytes.
     """
 
     name: str
@@ -47,6 +52,13 @@ class Model:
     config: ModelConfig
     lmbda: float | None
     metric: Metric | None
+    guard_delta: float | None
+    size: int
+
+    @property
+    def parameters(self) -> int:
+        """How many trained numbers it has."""
+        return parameter_count(self.config)
 
     def __str__(self) -> str:
         return f"{self.name} ({self.fingerprint.hex()[:16]}, {self.path})"
@@ -204,10 +216,18 @@ def _identify(path: Path, origin: Origin) -> Model:
 
 def _identify_anew(path: Path, origin: Origin) -> Model:
     header = read_header(path) if is_native(path) else None
-    if header is not None:
-        return Model(header.name, path, origin, header.fingerprint, header.config, header.lmbda, header.metric)
-    found = read_checkpoint(path)
-    return Model(found.name, path, origin, found.fingerprint, found.config, found.lmbda, found.metric)
+    found = header if header is not None else read_checkpoint(path)
+    return Model(
+        name=found.name,
+        path=path,
+        origin=origin,
+        fingerprint=found.fingerprint,
+        config=found.config,
+        lmbda=found.lmbda,
+        metric=found.metric,
+        guard_delta=None if found.guard_deltas is None else max(map(max, found.guard_deltas)),
+        size=path.stat().st_size,
+    )
 
 
 def _own_name(path: Path, origin: Origin, problems: list[tuple[Path, str]]) -> str:

@@ -59,7 +59,13 @@ def test_wheel_holds_what_it_must(wheel: Path) -> None:
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "mlic_fast").rglob("*.py")}
     sources |= {f"mlic_fast/kernels/{path.name}" for path in (ROOT / "kernels").glob("*.py")}
     assert sources <= set(names)
-    for name in ("py.typed", "weights/mlicpp-small.safetensors", "weights/LICENSES.md", "data/coffee.png"):
+    for name in (
+        "py.typed",
+        "weights/mlicpp-small.safetensors",
+        "weights/LICENSES.md",
+        "data/coffee.png",
+        "data/compare.html",
+    ):
         assert f"mlic_fast/{name}" in names
     assert {name.split("/")[0] for name in names} == {"mlic_fast", wheel.name.split("-cp")[0] + ".dist-info"}
     assert not [name for name in names if "test" in name or name.endswith((".cpp", ".hpp", ".pyc"))]

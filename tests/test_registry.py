@@ -4,8 +4,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
+import subprocess
+import sys
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 
@@ -15,6 +19,8 @@ from checkpoint_samples import CONFIGS, one_thread, weights
 
 from mlic_fast import registry
 from mlic_fast.checkpoint import fingerprint, read_checkpoint, write_native
+from mlic_fast.checkpoint.shapes import parameter_count
+from mlic_fast.cli.main import main
 from mlic_fast.config import ModelConfig
 from mlic_fast.errors import CheckpointError, WrongWeightsError
 
@@ -143,6 +149,80 @@ def test_files_are_read_again_only_after_a_change(folder: Path, monkeypatch: pyt
     torch.save({"state_dict": weights("old")}, folder / "broken.pth")
     assert len(registry.available().models) == 4
     assert len(read) == 3
+
+
+def test_what_is_known_of_a_model(folder: Path) -> None:
+    bundled, official, native = registry.available().models
+    assert bundled.parameters == 10_499_586  # as its card says
+    assert bundled.size == bundled.path.stat().st_size
+    for model in (official, native):
+        assert model.parameters == parameter_count(model.config)
+        assert model.size == model.path.stat().st_size
+        assert model.guard_delta is None
+    calibrated = folder / "calibrated.safetensors"
+    channels = [5e-5] * CONFIGS["old"].slice_width
+    deltas = (*[tuple(channels)] * (2 * CONFIGS["old"].slice_num - 1), (0.0001, *channels[1:]))
+    write_native(calibrated, weights("old"), CONFIGS["old"], name="calibrated", guard_deltas=deltas)
+    assert registry.find(calibrated).guard_delta == pytest.approx(0.0001, rel=0.01)
+
+
+def test_parameters_are_those_of_the_network() -> None:
+    from mlic_fast import MLICPlusPlus
+
+    for config in CONFIGS.values():
+        assert parameter_count(config) == sum(part.numel() for part in MLICPlusPlus(config).parameters())
+    assert parameter_count(ModelConfig()) == 83_501_408  # the published one
+
+
+def test_models_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_native(folder / "y.safetensors", weights(), CONFIGS["new"], name="smaller", lmbda=0.05, metric="mse")
+    assert main(["models", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    # by shape and λ, so that a ladder stands together
+    assert [model["name"] for model in facts["models"]] == [
+        "mlicpp_mse_q5_2960000",
+        "smaller",
+        "my-model",
+        "mlicpp-small",
+    ]
+    told = {model["name"]: model for model in facts["models"]}
+    assert told["my-model"] == {
+        "name": "my-model",
+        "lambda": 0.1,
+        "metric": "mse",
+        "config": asdict(CONFIGS["old"]),
+        "parameters": parameter_count(CONFIGS["old"]),
+        "bytes": (folder / "x.safetensors").stat().st_size,
+        "guard_delta": None,
+        "fingerprint": fingerprint(weights("old")).hex(),
+        "origin": "MLIC_FAST_MODELS",
+        "path": str(folder / "x.safetensors"),
+    }
+    assert facts["ladders"] == {"mse": ["mlicpp_mse_q5_2960000", "smaller", "my-model"], "ms-ssim": []}
+    assert {problem["path"] for problem in facts["problems"]} == {str(folder / "broken.pth"), str(tmp_path / "nowhere")}
+
+    assert main(["models"]) == 0
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split()[:6] == ["name", "λ", "metric", "shape", "parameters", "bytes"]
+    assert head.split()[6:] == ["guard", "fingerprint", "target", "where"]
+    for name, target in (("mlicpp-small", False), ("my-model", True), ("smaller", True)):
+        (row,) = (row for row in rows if row.startswith(name + " "))
+        assert ("*" in row) == target
+        assert told[name]["fingerprint"][:16] in row
+        assert told[name]["path"] in row
+    assert rows[-3] == "cannot be used:"
+    assert sorted(row.count(str(tmp_path)) for row in rows[-2:]) == [1, 1]  # each path once
+
+
+def test_models_command_needs_no_torch(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(registry.ENVIRONMENT, str(folder / "x.safetensors"))
+    program = (
+        "import sys; from mlic_fast.cli.main import main; code = main(['models']); "
+        "sys.exit(code or (50 if 'torch' in sys.modules else 0))"
+    )
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert "my-model" in finished.stdout
 
 
 def test_single_files_and_duplicates(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

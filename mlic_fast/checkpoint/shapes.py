@@ -7,6 +7,7 @@ from its names and shapes alone.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
@@ -22,12 +23,24 @@ GAUSSIAN_TABLES = tuple(f"gaussian_conditional.{name}" for name in ("_offset", "
 SCALE_TABLE = "gaussian_conditional.scale_table"
 TABLES = frozenset((*BOTTLENECK_TABLES, *GAUSSIAN_TABLES, SCALE_TABLE))
 
+# Constants that are saved with the weights and never trained; so are the tables and the position indexes.
+_CONSTANTS = re.compile(r".*\.(bound|pedestal|scale_bound|target)")
+
 Entries = Iterator[tuple[str, Shape]]
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, Shape]:
     """Every name and shape of the model's state dict, in its order; coding tables as (0,), not yet computed."""
     return dict(_model(config))
+
+
+def parameter_count(config: ModelConfig) -> int:
+    """How many trained numbers a model of this configuration has."""
+    return sum(
+        math.prod(shape)
+        for name, shape in _model(config)
+        if name not in TABLES and not is_position_index(name) and not _CONSTANTS.fullmatch(name)
+    )
 
 
 def is_position_index(name: str) -> bool:
