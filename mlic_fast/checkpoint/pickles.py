@@ -3,19 +3,22 @@
 
 `torch.load(weights_only=True)` builds tensors, numbers and dictionaries and refuses everything
 else; there is no way round it here. Around it stand the checks that it lacks: entries' checksums,
-compressed entries (a small file could ask for any amount of memory), tensors larger than the file.
+compressed entries (a small file could ask for any amount of memory), tensors larger than the file, and what
+`pickle_scan` says.
 """
 
 from __future__ import annotations
 
+import io
+import mmap
 import os
-import re
 import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
+from mlic_fast.checkpoint.pickle_scan import ForeignObjectError, ScanError, scan_pickle
 from mlic_fast.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -24,6 +27,11 @@ if TYPE_CHECKING:
 # Tensors of a state dict may share memory (CompressAI's layout holds tables once for each slice);
 # beyond this many bytes more than the file has, something is wrong.
 _SHARED_BYTES = 1 << 26
+
+# The file before there were zip files: four pickles (the first is this number, the next two the protocol and
+# the writer's number sizes), the storages' keys, then their contents.
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_LEGACY_PICKLES = 5
 
 
 def read_pickle(path: Path, *, zipped: bool) -> dict[str, Tensor]:
@@ -34,7 +42,11 @@ def read_pickle(path: Path, *, zipped: bool) -> dict[str, Tensor]:
     Raises CheckpointError if it is damaged, holds anything but data, or no state dict.
     """
     if zipped:
-        _check_entries(path)
+        _check_pickles(path, io.BytesIO(_checked_entries(path)), count=1)
+    else:
+        # mapped: reading a plain file allocates as much as it is asked for, whatever the file has
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            _check_pickles(path, cast("IO[bytes]", content), count=_LEGACY_PICKLES)
     loaded = _load(path, mapped=zipped)
     state_dict = loaded
     if isinstance(loaded, Mapping) and "state_dict" in loaded:
@@ -44,8 +56,13 @@ def read_pickle(path: Path, *, zipped: bool) -> dict[str, Tensor]:
     return _tensors(state_dict, path)
 
 
-def _check_entries(path: Path) -> None:
-    """All entries are stored plainly and whole. torch.load itself does not compare checksums."""
+def _checked_entries(path: Path) -> bytes:
+    """The pickle in a zip file, all of whose entries are stored plainly and whole.
+
+    torch.load itself does not compare checksums.
+    """
+    import torch
+
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -58,12 +75,55 @@ def _check_entries(path: Path) -> None:
             if sum(entry.file_size for entry in entries) > path.stat().st_size:
                 raise CheckpointError(f"{path}: its entries are larger than the file; it is damaged")
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+            if damaged is not None:
+                raise CheckpointError(
+                    f"{path} is damaged: the checksum of entry {damaged} does not match its contents; get the file "
+                    "again"
+                )
+            pickles = [entry for entry in entries if entry.filename.endswith("/data.pkl")]
+            if len(pickles) != 1:
+                raise CheckpointError(
+                    f"{path} is no PyTorch file: it is a zip file with {len(pickles)} entries data.pkl instead of one"
+                )
+            content = archive.read(pickles[0])
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, OSError) as error:
+        if isinstance(error, CheckpointError):
+            raise
         raise CheckpointError(f"{path} is damaged or was not downloaded completely: {error}") from error
-    if damaged is not None:
+    # Zip files can be made that two readers understand differently; the pickle looked at must be the one loaded.
+    try:
+        same = torch._C.PyTorchFileReader(os.fspath(path)).get_record("data.pkl") == content
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} is damaged or was not downloaded completely: {error}") from error
+    if not same:
+        raise CheckpointError(f"{path} is damaged or hostile: it is a zip file that reads in more than one way")
+    return content
+
+
+def _check_pickles(path: Path, file: IO[bytes], count: int) -> None:
+    """Raise CheckpointError where a pickle holds what no checkpoint does."""
+    values = 0
+    try:
+        for number in range(count):
+            value, referred = scan_pickle(file)
+            values += referred
+            if count > 1 and number == 0 and value != _LEGACY_MAGIC:
+                raise ScanError("it does not begin as torch.save begins")
+    except ForeignObjectError as error:
+        if error.name.startswith("torch._utils."):
+            raise CheckpointError(
+                f"{path} holds tensors of a kind that weights are not made of ({error.name}): make them plain"
+            ) from error
         raise CheckpointError(
-            f"{path} is damaged: the checksum of entry {damaged} does not match its contents; get the file again"
-        )
+            f"{path} holds a Python object, {error.name}, beside its tensors. Reading such a file can run code, so "
+            "it is refused. If you trust where it comes from, save its state dict alone: torch.save("
+            f"torch.load({path.name!r}, map_location='cpu', weights_only=False)['state_dict'], 'weights.pth')"
+        ) from error
+    except ScanError as error:
+        raise CheckpointError(f"{path} is no PyTorch file that can be read safely: {error}") from error
+    size = path.stat().st_size
+    if values > size:
+        raise CheckpointError(f"{path}: its tensors have {values:,} values, more than the {size:,} bytes of the file")
 
 
 def _load(path: Path, *, mapped: bool) -> Any:
@@ -77,7 +137,8 @@ def _load(path: Path, *, mapped: bool) -> Any:
             warnings.simplefilter("ignore")
             return torch.load(os.fspath(path), map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(_refusal(path, str(error))) from error
+        first = str(error).strip().splitlines()[:1] or ["no reason given"]
+        raise CheckpointError(f"{path} is no PyTorch file that can be read safely: {first[0][:300]}") from error
     except MemoryError as error:
         raise CheckpointError(f"{path} asks for more memory than there is; it is damaged") from error
     # Anything at all can come out of an unpickler that is fed a damaged file.
@@ -87,18 +148,6 @@ def _load(path: Path, *, mapped: bool) -> Any:
         raise CheckpointError(
             f"{path} cannot be read as a PyTorch file ({reason}); it is damaged or of another kind"
         ) from error
-
-
-def _refusal(path: Path, message: str) -> str:
-    found = re.search(r"GLOBAL ([\w.]+)", message)
-    if found is None:
-        first = message.strip().splitlines()[0] if message.strip() else "no reason given"
-        return f"{path} is no PyTorch file that can be read safely: {first[:300]}"
-    return (
-        f"{path} holds a Python object, {found.group(1)}, beside its tensors. Reading such a file can run code, so "
-        "it is refused. If you trust where it comes from, save its state dict alone: torch.save("
-        f"torch.load({path.name!r}, map_location='cpu', weights_only=False)['state_dict'], 'weights.pth')"
-    )
 
 
 def _tensors(state_dict: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
