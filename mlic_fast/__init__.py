@@ -23,16 +23,30 @@ _HOME_OF = {
     "MlicError": "mlic_fast.errors",
     "encode": "mlic_fast.codec",
     "decode": "mlic_fast.codec",
+    "encode_many": "mlic_fast.many",
+    "decode_many": "mlic_fast.many",
     "load": "mlic_fast.model",
 }
 
-__all__ = ["MLICPlusPlus", "MlicError", "ModelConfig", "__version__", "decode", "encode", "load"]
+__all__ = [
+    "MLICPlusPlus",
+    "MlicError",
+    "ModelConfig",
+    "__version__",
+    "decode",
+    "decode_many",
+    "encode",
+    "encode_many",
+    "load",
+]
 
 if TYPE_CHECKING:
     from mlic_fast.codec import decode as decode
     from mlic_fast.codec import encode as encode
     from mlic_fast.config import ModelConfig as ModelConfig
     from mlic_fast.errors import MlicError as MlicError
+    from mlic_fast.many import decode_many as decode_many
+    from mlic_fast.many import encode_many as encode_many
     from mlic_fast.model import MLICPlusPlus as MLICPlusPlus
     from mlic_fast.model import load as load
 

@@ -31,6 +31,17 @@ def resolve_device(name: str | torch.device | None) -> torch.device:
     return device
 
 
+def take_own_stream(device: torch.device) -> None:
+    """Let this thread work on a CUDA device without waiting for other threads' work; nothing on a CPU.
+
+    What was begun before, on the stream that it leaves, is waited for.
+    """
+    if device.type == "cuda":
+        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream(device))
+        torch.cuda.set_stream(stream)
+
+
 @contextmanager
 def memory_errors(what: str) -> Iterator[None]:
     """Turn "out of memory", which comes in three kinds, into DeviceError; `what` says what was being done."""

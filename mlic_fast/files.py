@@ -14,21 +14,28 @@ import contextlib
 import os
 import secrets
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+_TEMPORARY = ".mlic-tmp"
+_ABANDONED_SECONDS = 600
 
-def write_whole(path: str | os.PathLike[str], data: bytes | bytearray | memoryview) -> None:
-    """Write data to the file at path, whole or not at all. Raises OSError."""
-    with open_whole(path) as file:
+
+def write_whole(
+    path: str | os.PathLike[str], data: bytes | bytearray | memoryview, times_ns: tuple[int, int] | None = None
+) -> None:
+    """Write data to the file at path, whole or not at all. Raises OSError. times_ns: as for `open_whole`."""
+    with open_whole(path, times_ns) as file:
         file.write(data)
 
 
 @contextlib.contextmanager
-def open_whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def open_whole(path: str | os.PathLike[str], times_ns: tuple[int, int] | None = None) -> Iterator[BinaryIO]:
     """Open a binary file for writing that takes its place at path when the block ends well.
 
+    times_ns: nanoseconds of last access and last change that the file appears with; None: now.
     If the block raises anything, KeyboardInterrupt included, what was at path before is
     still there and the temporary file is gone. Raises OSError: IsADirectoryError for a
     folder, FileNotFoundError for a missing one, PermissionError for a read-only target.
@@ -48,7 +55,7 @@ def open_whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         raise PermissionError(f"{target} is there and may not be written to: choose another name or change its mode")
 
     target = Path(os.path.realpath(target))
-    temporary = target.parent / f".{secrets.token_hex(8)}.mlic-tmp"
+    temporary = target.parent / f".{secrets.token_hex(8)}{_TEMPORARY}"
     try:
         descriptor = _create(temporary)
     except FileNotFoundError:
@@ -61,11 +68,31 @@ def open_whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if times_ns is not None:
+            os.utime(temporary, ns=times_ns)
         temporary.replace(target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     _sync_folder(target.parent)
+
+
+def remove_abandoned(folder: str | os.PathLike[str]) -> int:
+    """Remove the temporary files in a folder that processes left behind which were killed; returns how many.
+
+    Only those that have not been touched for ten minutes: writing takes seconds, and another process may be at it.
+    """
+    removed = 0
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if not (entry.name.startswith(".") and entry.name.endswith(_TEMPORARY)):
+                continue
+            # the time of change, since the other times may have been set to those of another file
+            with contextlib.suppress(OSError):
+                if time.time() - entry.stat(follow_symlinks=False).st_ctime > _ABANDONED_SECONDS:
+                    Path(entry.path).unlink()
+                    removed += 1
+    return removed
 
 
 def _create(path: Path) -> int:

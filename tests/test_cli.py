@@ -6,6 +6,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from importlib import resources
@@ -16,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlic_fast.cli.main import main
+from mlic_fast.cli.main import _COMMANDS, build_parser, main
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +33,19 @@ def photograph(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def coded(photograph: Path) -> Path:
     path = photograph.with_suffix(".mlic")
     assert main(["encode", str(photograph), "-o", str(path)]) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def clear(photograph: Path) -> Path:
+    """An .mlic file with half transparent pixels, EXIF data and a comment."""
+    image = Image.open(photograph).crop((0, 0, 30, 20))
+    image.putalpha(128)
+    source, path = photograph.with_name("clear.png"), photograph.with_name("clear.mlic")
+    exif = Image.Exif()
+    exif[0x010F] = "maker"
+    image.save(source, exif=exif, icc_profile=b"profile")
+    assert main(["encode", str(source), "-o", str(path), "--thumbnail", "16"]) == 0
     return path
 
 
@@ -49,6 +64,70 @@ def test_encode_decode(photograph: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert "190 x 170" in capsys.readouterr().out
     error = np.asarray(Image.open(photograph), float) - np.asarray(Image.open(decoded), float)
     assert abs(10 * np.log10(255**2 / (error**2).mean()) - facts["psnr"]) < 1e-6
+
+
+def test_what_the_file_holds(clear: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, plain = clear.with_suffix(".png"), tmp_path / "plain.mlic"
+    assert main(["encode", str(source), "-o", str(plain), "--strip-metadata", "--no-guard"]) == 0
+    assert plain.stat().st_size < clear.stat().st_size - 300
+    capsys.readouterr()
+    for coded, maker, kind in ((clear, "maker", ".png"), (plain, None, ".png"), (clear, "maker", ".webp")):
+        decoded = tmp_path / f"decoded{kind}"
+        assert main(["decode", str(coded), "-o", str(decoded), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["dropped"] == []
+        image = Image.open(decoded)
+        assert image.getexif().get(0x010F) == maker
+        assert image.info["icc_profile"] == b"profile"
+        assert image.convert("RGBA").getchannel("A").getextrema() == (128, 128)
+    assert main(["decode", str(clear), "-o", str(tmp_path / "decoded.tga"), "--json"]) == 0
+    assert set(json.loads(capsys.readouterr().out)["dropped"]) == {"exif", "icc_profile"}
+
+
+def test_deep_samples_are_reduced_when_asked_for(tmp_path: Path) -> None:
+    deep, coded = tmp_path / "deep.png", tmp_path / "deep.mlic"
+    Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(deep)
+    assert main(["encode", str(deep), "-o", str(coded)]) == 4
+    assert main(["encode", str(deep), "-o", str(coded), "--reduce-depth"]) == 0
+    assert main(["decode", str(coded), "-o", str(tmp_path / "a.png")]) == 0
+    assert Image.open(tmp_path / "a.png").mode == "L"
+
+
+def test_targets(photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    coded = tmp_path / "a.mlic"
+    command = ["encode", str(photograph), "-o", str(coded), "--json"]
+    assert main([*command, "--target-psnr", "20", "--measure"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["reached"] is True
+    assert facts["psnr"] >= 20
+    assert [trial["model"] for trial in facts["tried"]] == [facts["model"]]
+    coded.unlink()
+    assert main([*command, "--target-size", "100"]) == 9
+    assert not coded.exists()
+    assert main([*command, "--target-size", "100", "--best-effort"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["reached"] is False
+    assert "warning" in printed.err
+    folder = [*command[:1], str(photograph.parent), "-o", str(tmp_path / "all"), "--json", "--target-bpp"]
+    assert main([*folder, "0.0001"]) == 1
+    assert "no model at hand reaches" in json.loads(capsys.readouterr().out)["failures"][0]["error"]
+    assert main([*folder, "20"]) == 0
+    assert len(list((tmp_path / "all").iterdir())) >= 1
+
+
+def test_limits_can_be_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, coded, decoded = tmp_path / "a.png", tmp_path / "a.mlic", tmp_path / "b.png"
+    Image.new("RGB", (60, 50)).save(source)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # Pillow itself refuses twice as many
+    for command, output in ((["encode", str(source)], coded), (["decode", str(coded)], decoded)):
+        if command[0] == "encode":
+            assert main([*command, "-o", str(output)]) == 8
+            assert "--max-pixels" in capsys.readouterr().err
+        for pixels in ("3000", "0"):
+            assert main([*command, "-o", str(output), "--max-pixels", pixels]) == 0
+        assert Image.MAX_IMAGE_PIXELS == 1000
+    assert main(["decode", str(coded), "-o", str(decoded)]) == 8
 
 
 def test_official_format(photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,15 +169,23 @@ def test_info_does_not_import_torch(coded: Path) -> None:
         (["encode", "missing.png", "-o", "x.mlic"], 3, "missing.png"),
         (["decode", "missing.mlic", "-o", "x.png"], 3, "missing.mlic"),
         (["encode", "text.txt", "-o", "x.mlic"], 4, "not a picture"),
-        (["encode", "alpha.png", "-o", "x.mlic"], 4, "transparency"),
+        (["encode", "alpha.png", "-o", "x.bin", "--format", "official"], 4, "alpha"),
         (["encode", "deep.png", "-o", "x.mlic"], 4, "8 bits"),
-        (["encode", ".", "-o", "x.mlic"], 4, "folder"),
+        (["encode", ".", "-o", "x.mlic"], 2, "folder"),
+        (["encode", "alpha.png", "-o", "x.mlic", "--max-pixels", "63"], 8, "63"),
+        (["encode", "alpha.png", "-o", "x.mlic", "--max-side", "7"], 8, "7"),
+        (["encode", "alpha.png", "-o", "x.mlic", "--target-size", "10"], 9, "--best-effort"),
+        (["encode", "alpha.png", "-o", "x.mlic", "--best-effort"], 2, "--target-bpp"),
         (["decode", "text.txt", "-o", "x.png"], 5, "not an .mlic file"),
         (["decode", "cut.mlic", "-o", "x.png"], 5, "ends early"),
         (["decode", "flipped.mlic", "-o", "x.png"], 5, "damaged"),
         (["info", "cut.mlic"], 5, "ends early"),
         (["info", "empty"], 5, "ends"),
         (["decode", "good.mlic", "-o", "x.nothing"], 4, ".nothing"),
+        (["decode", "good.mlic", "-o", "-", "--suffix", "nothing"], 4, "nothing"),
+        (["decode", "clear.mlic", "-o", "x.jpg"], 4, "transparency"),
+        (["decode", "good.mlic", "-o", "x.png", "--max-side", "100"], 8, "190 x 170"),
+        (["decode", "good.mlic", "-o", "x.png", "--max-pixels", "100"], 8, "190 x 170"),
         (["decode", "good.mlic", "-o", "no/such/folder/x.png"], 3, "no folder"),
         (["decode", "good.mlic", "-o", "x.png", "--model", "absent"], 6, "absent"),
         (["decode", "good.mlic", "-o", "x.png", "--model", "absent.pth"], 3, "absent.pth"),
@@ -114,6 +201,7 @@ def test_failures(
     code: int,
     words: str,
     coded: Path,
+    clear: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -122,6 +210,7 @@ def test_failures(
     data = coded.read_bytes()
     Path("text.txt").write_text("this is neither a picture nor a stream, nor weights\n")
     Path("good.mlic").write_bytes(data)
+    Path("clear.mlic").write_bytes(clear.read_bytes())
     Path("cut.mlic").write_bytes(data[:-10])
     Path("flipped.mlic").write_bytes(data[:-50] + bytes([data[-50] ^ 1]) + data[-49:])
     Path("empty").write_bytes(b"")
@@ -140,21 +229,47 @@ WIDE = ["encode", "a", "-o", "b", "--threads", "99999999999999"]
 
 
 def test_wrong_command_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in ([], ["encode"], ["frobnicate"], ["encode", "a", "-o", "b", "--threads", "0"], WIDE):
+    file = ["encode", "a", "-o", "b"]
+    for arguments in (
+        [],
+        ["encode"],
+        ["frobnicate"],
+        [*file, "--threads", "0"],
+        [*file, "--in-flight", "0"],
+        [*file, "--thumbnail", "513"],
+        [*file, "--target-bpp", "nan"],
+        [*file, "--target-bpp", "1", "--target-psnr", "30"],
+        [*file, "--skip", "--overwrite"],
+        [*file, "--max-pixels", "-1"],
+        WIDE,
+    ):
         with pytest.raises(SystemExit) as stopped:
             main(arguments)
         assert stopped.value.code == 2
     assert "frobnicate" in capsys.readouterr().err
 
 
-def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in (["--help"], ["--version"], ["encode", "--help"], ["convert", "--help"]):
-        with pytest.raises(SystemExit) as stopped:
-            main(arguments)
-        assert stopped.value.code == 0
-    printed = capsys.readouterr().out
-    assert "exit codes" in printed
-    assert "--format" in printed
+def shown(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_help_and_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    assert shown(["--version"], capsys).startswith("mlic-fast ")
+    for command in _COMMANDS:
+        assert re.search(rf"^    {command}\s+\w", shown(["--help"], capsys), re.MULTILINE)
+        printed = shown([command, "--help"], capsys)
+        for title in ("usage:", "examples:", "exit codes:"):
+            assert f"\n{title}\n" in f"\n{printed}".replace("usage: ", "usage:\n"), (command, title)
+        assert max(map(len, printed.splitlines())) <= 100
+        # the examples are commands that there are
+        for line in re.findall(r"^  (?:.* )?(mlic-fast .+)$", printed, re.MULTILINE):
+            words = shlex.split(line, comments=True)[1:]
+            ends = [words.index(separator) for separator in ("|", "<", ">") if separator in words]
+            build_parser().parse_args(words[: min(ends, default=None)])
 
 
 def test_an_existing_file_survives_a_failure(coded: Path, tmp_path: Path) -> None:

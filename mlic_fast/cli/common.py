@@ -7,13 +7,14 @@ import argparse
 import json
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlic_fast.errors import LimitError, MlicError
 from mlic_fast.files import write_whole
+from mlic_fast.limits import MAX_SIDE, Limits
 
 if TYPE_CHECKING:
     from mlic_fast.evaluate.metrics import Quality
@@ -34,6 +35,10 @@ class CommandError(MlicError, ValueError):
     """The command line asks for something that must not be done."""
 
 
+class SomeFailedError(MlicError, RuntimeError):
+    """Some files of a folder could not be made; the others were."""
+
+
 class ChildError(MlicError, RuntimeError):
     """A process that was started for part of the work failed; code: its exit code."""
 
@@ -44,14 +49,51 @@ class ChildError(MlicError, RuntimeError):
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """--model, --device and --threads."""
-    parser.add_argument("--model", metavar="NAME|FILE", help="weights: a bundled model's name or a checkpoint's path")
+    parser.add_argument("--model", metavar="NAME|FILE", help="weights: a model's name (`mlic-fast models`) or a path")
+    add_device_arguments(parser)
+
+
+def add_device_arguments(parser: argparse.ArgumentParser) -> None:
+    """--device and --threads."""
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto (default: CUDA if there is any)")
-    parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: PyTorch's)")
+    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: PyTorch's)")
+
+
+def add_limit_arguments(parser: argparse.ArgumentParser) -> None:
+    """--max-pixels and --max-side."""
+    group = parser.add_argument_group(
+        "limits", "What is larger is refused before memory is taken for it (exit code 8)."
+    )
+    group.add_argument(
+        "--max-pixels", type=_count, metavar="N", help="width × height; 0: no limit (default: Pillow's, 89,478,485)"
+    )
+    group.add_argument(
+        "--max-side",
+        type=positive_of(2**31),
+        default=MAX_SIDE,
+        metavar="N",
+        help="width, height (default: %(default)s)",
+    )
 
 
 def add_json_argument(parser: argparse.ArgumentParser) -> None:
     """--json."""
     parser.add_argument("--json", action="store_true", help="report as one JSON object")
+
+
+@contextmanager
+def limits(options: argparse.Namespace) -> Iterator[Limits]:
+    """What --max-pixels and --max-side say. Within the block, Pillow's own limit is the same."""
+    from PIL import Image
+
+    before = Image.MAX_IMAGE_PIXELS
+    if options.max_pixels is not None:
+        # Pillow would refuse twice its own limit, whatever ours is.
+        Image.MAX_IMAGE_PIXELS = options.max_pixels or None
+    try:
+        yield Limits(side=options.max_side)
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 def set_threads(options: argparse.Namespace) -> None:
@@ -93,9 +135,13 @@ def report(options: argparse.Namespace, facts: Mapping[str, Any], text: str) -> 
     """Print the facts as JSON or as text; on standard error where standard output carries the data."""
     output = getattr(options, "output", None)
     # to a pipe or device the data may go where the report would
-    carries_data = output == STANDARD_STREAM or (output and Path(output).exists() and not Path(output).is_file())
+    carries_data = output == STANDARD_STREAM or (output and not _is_plain(Path(output)))
     stream = sys.stderr if carries_data else sys.stdout
-    print(json.dumps(facts) if options.json else text, file=stream)
+    print(json.dumps(facts) if options.json else printable(text), file=stream)
+
+
+def _is_plain(path: Path) -> bool:
+    return path.is_file() or path.is_dir() or not path.exists()
 
 
 def refuse_same_file(source: str, target: str) -> None:
@@ -132,14 +178,45 @@ def progress(what: str) -> Iterator[None]:
         thread.join()
 
 
-def _positive(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if not 1 <= value <= MAX_THREADS:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {MAX_THREADS}")
-    return value
+def positive_of(largest: int) -> Callable[[str], int]:
+    """For argparse: a whole number from 1 to `largest`."""
+
+    def number(text: str) -> int:
+        # not longer than what could be in range: int() takes its time over many digits
+        value = int(text) if text.isascii() and text.isdigit() and len(text) <= len(str(largest)) else 0
+        if not 1 <= value <= largest:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {largest}")
+        return value
+
+    return number
+
+
+# Of threads, or of pictures at once.
+positive = positive_of(MAX_THREADS)
+
+
+def _count(text: str) -> int:
+    return 0 if text == "0" else positive_of(2**48)(text)
+
+
+def message(error: BaseException) -> str:
+    """What an exception says to people."""
+    return printable(_said(error))
+
+
+def printable(text: str) -> str:
+    """The text without what would steer a terminal: files' names and contents may be anybody's."""
+    return "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
+def _said(error: BaseException) -> str:
+    if isinstance(error, MemoryError):
+        return "out of memory: use a smaller picture"
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, (MlicError, OSError)):
+        return str(error) or type(error).__name__
+    return f"{type(error).__name__}: {error} (an error of the program itself: please report it)"
 
 
 def finite(value: float) -> float | None:

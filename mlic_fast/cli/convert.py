@@ -14,6 +14,14 @@ DESCRIPTION = (
     "configuration, variant, lambda, metric and fingerprint, which loads faster and runs no code."
 )
 
+EPILOG = """Pickles are read without running code in them; what they hold beside tensors and plain values is
+refused.
+
+examples:
+  mlic-fast convert checkpoint.pth.tar mlicpp-0.0130.safetensors --lambda 0.0130 --metric mse
+  mlic-fast convert checkpoint.pth.tar small.safetensors --name mine --half
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of this subcommand."""

@@ -22,6 +22,15 @@ DESCRIPTION = (
     "quality and times, and write the original and the decoded picture side by side."
 )
 
+EPILOG = """examples:
+  mlic-fast demo
+  mlic-fast demo -o out --image photo.png --model checkpoint.pth.tar
+
+environment:
+  MLIC_FAST_MODELS   files and folders of weights, separated as in PATH
+  MLIC_FAST_BACKEND  torch, cpu, triton or auto (default: auto)
+"""
+
 PHOTOGRAPH = "coffee.png"
 
 
@@ -94,7 +103,6 @@ def run(options: argparse.Namespace) -> None:
             f"pair      {pair}: original left, decoded right",
         ]
     )
-    options.output = None  # a folder here, so the report goes to standard output
     common.report(options, facts, text)
 
 

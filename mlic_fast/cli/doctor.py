@@ -17,6 +17,16 @@ from mlic_fast.errors import BackendError
 
 DESCRIPTION = "Say what is installed, which devices and weights are there, and which backends are in use and why."
 
+EPILOG = """examples:
+  mlic-fast doctor
+  mlic-fast doctor --json > report.json      # to go with a bug report
+
+environment:
+  MLIC_FAST_MODELS   files and folders of weights, separated as in PATH
+  MLIC_FAST_BACKEND  torch, cpu, triton or auto (default: auto)
+  MLIC_FAST_ISA      generic, avx2 or avx512: the widest instructions that C++ kernels may use
+"""
+
 _PACKAGES = ("torch", "compressai", "numpy", "pillow", "safetensors", "triton", "tqdm")
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
+import shutil
 import signal
 import sys
+import textwrap
 import threading
 import warnings
 from collections.abc import Sequence
@@ -23,12 +26,17 @@ _COMMANDS = {
     "info": ("info", "say what a compressed file holds"),
     "demo": ("demo", "compress and decompress a bundled photograph"),
     "convert": ("convert", "convert a checkpoint to the native format"),
+    "calibrate": ("calibrate", "measure how large the guard's δ has to be for a model"),
+    "compare": ("compare", "measure pictures against a reference, and make a page to look at them"),
+    "models": ("models", "list the weights at hand"),
     "doctor": ("doctor", "say what is installed, and what is used and why"),
 }
 
 # The first that fits counts.
 _EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (common.CommandError, 2),
+    (common.SomeFailedError, 1),
+    (errors.TargetError, 9),
     (errors.WrongWeightsError, 6),
     (errors.CheckpointError, 6),
     (errors.LimitError, 8),
@@ -44,7 +52,8 @@ _EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
 
 _EPILOG = """exit codes:
   0  done
-  1  an error of the program itself: please report it
+  1  some files of a folder failed, which are listed; with a traceback: an error of the
+     program itself, please report it
   2  the command line is wrong
   3  a file is missing, or cannot be read or written
   4  not a picture, or of a kind that is not supported
@@ -52,6 +61,7 @@ _EPILOG = """exit codes:
   6  wrong, missing or damaged weights
   7  no such device, or out of memory
   8  larger than the limit
+  9  no model at hand reaches the target
   130  interrupted (143: terminated)
 """
 
@@ -60,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The whole command line's parser."""
     parser = argparse.ArgumentParser(
         prog="mlic-fast",
-        description="Learned image compression with MLIC++.",
+        description="Learned image compression with MLIC++. `mlic-fast COMMAND --help` tells all about a command.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -68,15 +78,30 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (module_name, summary) in _COMMANDS.items():
         module = importlib.import_module(f"mlic_fast.cli.{module_name}")
-        command = commands.add_parser(name, help=summary, description=module.DESCRIPTION)
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=_wrapped(module.DESCRIPTION),
+        )
         module.add_arguments(command)
+        command.formatter_class = argparse.RawDescriptionHelpFormatter
+        command.epilog = f"{module.EPILOG}\n{_EPILOG}"
         command.set_defaults(run=module.run)
     return parser
+
+
+def _wrapped(text: str) -> str:
+    """Paragraphs filled to the terminal's width, which argparse does for one only."""
+    width = min(shutil.get_terminal_size().columns, 100) - 2
+    return "\n\n".join(textwrap.fill(paragraph, width) for paragraph in text.strip().split("\n\n"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. `arguments`: without the program's name; None: sys.argv's."""
     options = build_parser().parse_args(arguments)
+    # names of files need not be text, and a report about them must not fail for that
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     # CompressAI still calls what PyTorch deprecates; that is no news to whoever encodes a picture.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.jit")
     # A terminated process cleans up after itself as an interrupted one does.
@@ -94,16 +119,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 3
     except (errors.MlicError, OSError, MemoryError) as error:
-        print(f"mlic-fast {options.command}: {_message(error)}", file=sys.stderr)
+        print(f"mlic-fast {options.command}: {common.message(error)}", file=sys.stderr)
         if isinstance(error, common.ChildError):
             return error.code
         return next(code for kind, code in _EXIT_CODES if isinstance(error, kind))
     return 0
-
-
-def _message(error: BaseException) -> str:
-    if isinstance(error, MemoryError):
-        return "out of memory: use a smaller picture"
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return str(error) or type(error).__name__
