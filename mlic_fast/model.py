@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -18,8 +19,11 @@ from torch import Tensor, nn
 from mlic_fast.backend import choose, is_named, plain_path
 from mlic_fast.config import PADDING_UNIT, ModelConfig
 from mlic_fast.device import memory_errors, resolve_device
+from mlic_fast.engine import Engine, Options, PackedReader, PackedWriter, device_steps, engine_for, forget_engines
 from mlic_fast.entropy.coding_steps import Estimator, Reader, Writer
 from mlic_fast.entropy.factorized import decode_hyper_latent, encode_hyper_latent
+from mlic_fast.entropy.guard import DEFAULT_DELTA
+from mlic_fast.entropy.moved_boundaries import GuardReader, GuardWriter
 from mlic_fast.entropy.range_coder import Decoder, Encoder
 from mlic_fast.entropy.tables import coding_tables, forget_tables
 from mlic_fast.errors import BitstreamError, ImageError
@@ -67,6 +71,9 @@ class MLICPlusPlus(CompressionModel):
         self.config = c = ModelConfig() if config is None else ModelConfig.from_object(config)
         N, M, C = c.N, c.M, c.slice_width
         self.name = ""  # for people: files say which model they were written with
+        self.engine_options = Options()  # how the engine computes that evaluation mode uses, see mlic_fast.engine
+        # What files allow for differences between machines: δ in log-scale, or one of each pass and channel.
+        self.guard_deltas: float | Tensor = DEFAULT_DELTA
         self.N, self.M, self.slice_num, self.slice_ch, self.context_window = N, M, c.slice_num, C, c.context_window
 
         # The order of construction is the official one: the same seed gives the same initial weights.
@@ -117,30 +124,39 @@ class MLICPlusPlus(CompressionModel):
         }
 
     @torch.no_grad()
-    def compress(self, x: Tensor, *, exact: bool = True) -> dict[str, Any]:
+    def compress(self, x: Tensor, *, exact: bool = True, guard: float | Tensor | None = None) -> dict[str, Any]:
         """Code x into strings.
 
         x: float [B, 3, H, W] in [0, 1], H and W multiples of 64.
         exact: take the official operators, so that the official code decodes the strings; False: take kernels,
             whose scales differ in the last bits. A backend named by MLIC_FAST_BACKEND goes before either.
+        guard: None: the official layout. δ in log-scale, or δ of each pass and channel [passes, C], `guard_deltas` for
+            instance: symbols are coded so that whoever computes the scales with an error below it can decode them,
+            given the guard returned.
         Returns {"strings": [[y string], [z string of each item]], "shape": z's height and width,
-        "cost_time": seconds}. The y string holds the whole batch.
+        "cost_time": seconds}, and "guard": bytes if one was asked for. The y string holds the whole batch.
         Raises ImageError for other shapes, NonFiniteError where values are not finite, CodingError
-        where tables are missing or a symbol is out of the coder's range.
+        where tables are missing or a symbol is out of the coder's range, GuardError for a δ out of range.
         """
         start = self._seconds(x.device)
+        _check_input(x)
+        mover = None if guard is None else GuardWriter(self._scale_table(), guard)
         with _operators(exact):
-            y, z = self._analyse(x)
+            engine = engine_for(self, self.engine_options)
+            if engine is not None and x.device.type == "cuda":
+                y_string, z_strings, moves = device_steps.compress(engine, self._entropy(), x, guard)
+                return self._coded(y_string, z_strings, (x.shape[2] // 64, x.shape[3] // 64), moves, start, x.device)
+            y, z = self._analyse(x) if engine is None else engine.analyse(x)
             with no_autocast(x.device):
                 z_strings, z_hat = encode_hyper_latent(self.entropy_bottleneck, self._medians(), z)
                 encoder = Encoder(coding_tables(self.gaussian_conditional))
-                walk(self, self.h_s(z_hat), y, Writer(encoder, self.gaussian_conditional))
+                if engine is None:
+                    walk(self, self.h_s(z_hat), y, Writer(encoder, self.gaussian_conditional, mover))
+                else:
+                    engine.walk(engine.hyper(z_hat), y, PackedWriter(encoder, self.gaussian_conditional, mover))
                 y_string = encoder.finish()
-        return {
-            "strings": [[y_string], z_strings],
-            "shape": z.shape[-2:],
-            "cost_time": self._seconds(x.device) - start,
-        }
+        moves = None if mover is None else mover.finish()
+        return self._coded(y_string, z_strings, z.shape[-2:], moves, start, x.device)
 
     @torch.no_grad()
     def decompress(
@@ -149,28 +165,29 @@ class MLICPlusPlus(CompressionModel):
         shape: Sequence[int],
         *,
         exact: bool = True,
+        guard: bytes | None = None,
         limits: Limits | None = None,
     ) -> dict[str, Any]:
         """Decode what `compress` wrote.
 
         strings, shape: as `compress` returns them. exact: as they were written; where the one way fails, the
-        other is tried. limits: what a picture may measure; None: Pillow's pixel limit.
+        other is tried. guard: as `compress` returned it. limits: what a picture may measure; None: Pillow's
+            pixel limit.
         Returns {"x_hat": [B, 3, H, W], not clamped, "cost_time": seconds}.
         Raises BitstreamError if a string does not end as it must: it is damaged, or was written with
-        other weights, or its scales came out differently on the machine that wrote it. LimitError if
-        `shape` is that of a larger picture than the limits allow.
+        other weights, or its scales came out differently on the machine that wrote it; of guarded strings
+        the latter raises GuardError before anything wrong is decoded. LimitError if `shape` is that of a
+        larger picture than the limits allow.
         """
         device = self._medians().device
         start = self._seconds(device)
         y_string, z_strings, z_height, z_width = _checked_strings(strings, shape)
-        # of the smallest picture that is padded to this
-        width, height = ((side - 1) * PADDING_UNIT + 1 for side in (z_width, z_height))
-        Limits.of(limits).check(width, height, "the picture that shape stands for")
+        # Of the smallest picture that is padded to this; in a batch small ones add up to what they are padded to.
+        spared = 0 if len(z_strings) > 1 else PADDING_UNIT - 1
+        width, height = (side * PADDING_UNIT - spared for side in (z_width, z_height))
+        Limits.of(limits).check(width, height, "the picture that shape stands for", count=len(z_strings))
         with no_autocast(device):
-            z_hat = decode_hyper_latent(self.entropy_bottleneck, self._medians(), z_strings, (z_height, z_width))
-            y_hat = self._read_latent(z_hat, y_string, exact)
-        with _operators(exact):
-            x_hat = self._synthesise(y_hat)
+            x_hat = self._read(y_string, z_strings, (z_height, z_width), exact, guard)
         return {"x_hat": x_hat, "cost_time": self._seconds(device) - start}
 
     def refresh(self) -> None:
@@ -179,6 +196,7 @@ class MLICPlusPlus(CompressionModel):
         Other changes (load_state_dict, optimizer steps, in-place operators) are noticed without it.
         """
         fingerprints.forget(self)
+        forget_engines(self)
         forget_tables(self.entropy_bottleneck)
         forget_tables(self.gaussian_conditional)
 
@@ -231,43 +249,61 @@ class MLICPlusPlus(CompressionModel):
     def _from_checkpoint(cls, checkpoint: Any) -> MLICPlusPlus:
         model = cls(checkpoint.config)
         model.name = checkpoint.name
+        if checkpoint.guard_deltas is not None:
+            model.guard_deltas = torch.tensor(checkpoint.guard_deltas, dtype=torch.float64)
         model.load_state_dict(checkpoint.state_dict)
         return model.eval()
 
     def _analyse(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """y and z of x, in at least float32."""
-        if not x.is_floating_point():
-            raise ImageError(f"the model takes float values in [0, 1], not {x.dtype}: divide 8-bit values by 255")
-        if x.dim() != 4 or x.shape[1] != 3 or x.shape[2] % PADDING_UNIT or x.shape[3] % PADDING_UNIT or not x.numel():
-            raise ImageError(
-                f"the model takes [B, 3, H, W] with H and W multiples of {PADDING_UNIT}, not {list(x.shape)}; "
-                "mlic_fast.image.pad_to_64 pads a picture"
-            )
+        _check_input(x)
         y = self.g_a(x.to(next(self.g_a.parameters()).dtype))
         z = self.h_a(y)
         return at_least_float32(y), at_least_float32(z)
 
-    def _read_latent(self, z_hat: Tensor, y_string: bytes, exact: bool) -> Tensor:
-        """ŷ from the y string. Raises BitstreamError unless the string ends as it must."""
+    def _read(
+        self,
+        y_string: bytes,
+        z_strings: Sequence[bytes],
+        shape: tuple[int, int],
+        exact: bool,
+        guard: bytes | None,
+    ) -> Tensor:
+        """x̂ from the strings. Raises BitstreamError unless they end as they must."""
 
-        def read() -> Tensor:
+        def read(engine: Engine | None) -> Tensor:
+            if engine is not None and self._medians().is_cuda:
+                return device_steps.decompress(engine, self._entropy(), y_string, z_strings, shape, guard)
+            z_hat = decode_hyper_latent(self.entropy_bottleneck, self._medians(), z_strings, shape)
             decoder = Decoder(coding_tables(self.gaussian_conditional), y_string)
-            y_hat = walk(self, self.h_s(z_hat), None, Reader(decoder, self.gaussian_conditional))
+            mover = None if guard is None else GuardReader(self._scale_table(), guard)
+            if engine is None:
+                y_hat = walk(self, self.h_s(z_hat), None, Reader(decoder, self.gaussian_conditional, mover))
+            else:
+                steps = PackedReader(decoder, self.gaussian_conditional, mover)
+                y_hat = engine.walk(engine.hyper(z_hat), None, steps)
             decoder.finish()
-            return y_hat
+            if mover is not None:
+                mover.finish()
+            return self._synthesise(y_hat) if engine is None else engine.synthesise(y_hat)
 
-        with _operators(exact):
-            plain = choose(z_hat) == "torch"
-            try:
-                return read()
-            except BitstreamError as error:
-                failure = error
-        if plain and choose(z_hat) == "torch":
-            raise failure
-        # Perhaps it was written the other way: there a scale next to a table's boundary may come out on the
-        # boundary's other side, and everything after it is different.
-        with nullcontext() if plain else plain_path():
-            return read()
+        Enter = Callable[[], AbstractContextManager[None]]
+        plain: tuple[Enter, bool] = (plain_path, False)
+        others: list[tuple[Enter, bool]] = [(nullcontext, True), (nullcontext, False)]
+        failures: dict[str, BitstreamError] = {}
+        # Where the first way fails, perhaps it was written in another: there a scale next to a table's boundary may
+        # come out on the boundary's other side, and everything after it is different.
+        for enter, compiled in [plain, *others] if exact and not is_named() else [*others, plain]:
+            with enter():
+                engine = engine_for(self, self.engine_options) if compiled else None
+                way = choose(self._medians()) if engine is None else "engine"
+                if way in failures:
+                    continue
+                try:
+                    return read(engine)
+                except BitstreamError as error:
+                    failures[way] = error
+        raise next(iter(failures.values()))
 
     def _synthesise(self, y_hat: Tensor) -> Tensor:
         x_hat: Tensor = self.g_s(y_hat.to(next(self.g_s.parameters()).dtype))
@@ -277,11 +313,42 @@ class MLICPlusPlus(CompressionModel):
         """Medians of z's channels, [N, 1, 1]."""
         return self.entropy_bottleneck.get_parameter("quantiles")[:, :, 1:2]
 
+    def _coded(
+        self,
+        y_string: bytes,
+        z_strings: list[bytes],
+        shape: Sequence[int],
+        guard: bytes | None,
+        start: float,
+        device: torch.device,
+    ) -> dict[str, Any]:
+        """What `compress` returns."""
+        cost = self._seconds(device) - start
+        coded = {"strings": [[y_string], z_strings], "shape": torch.Size(shape), "cost_time": cost}
+        return coded if guard is None else coded | {"guard": guard}
+
+    def _entropy(self) -> device_steps.Entropy:
+        return device_steps.Entropy(self.gaussian_conditional, self.entropy_bottleneck)
+
+    def _scale_table(self) -> Tensor:
+        return self.gaussian_conditional.get_buffer("scale_table")
+
     @staticmethod
     def _seconds(device: torch.device) -> float:
         if device.type == "cuda":
-            torch.cuda.synchronize(device)
+            # not the whole device: other threads have pictures in flight
+            torch.cuda.current_stream(device).synchronize()
         return time.perf_counter()
+
+
+def _check_input(x: Tensor) -> None:
+    if not x.is_floating_point():
+        raise ImageError(f"the model takes float values in [0, 1], not {x.dtype}: divide 8-bit values by 255")
+    if x.dim() != 4 or x.shape[1] != 3 or x.shape[2] % PADDING_UNIT or x.shape[3] % PADDING_UNIT or not x.numel():
+        raise ImageError(
+            f"the model takes [B, 3, H, W] with H and W multiples of {PADDING_UNIT}, not {list(x.shape)}; "
+            "mlic_fast.image.pad_to_64 pads a picture"
+        )
 
 
 def _operators(exact: bool) -> AbstractContextManager[None]:
@@ -301,9 +368,13 @@ def _checked_strings(
         or not all(isinstance(string, (bytes, bytearray, memoryview)) for part in strings for string in part)
     ):
         raise BitstreamError("strings must be [[y string], [z string of each item]], as compress returns them")
-    if len(shape) != 2 or min(shape) < 1:
-        raise BitstreamError(f"shape must be z's height and width, both positive, not {tuple(shape)}")
-    return strings[0][0], strings[1], int(shape[0]), int(shape[1])
+    try:
+        height, width = (operator.index(side) for side in shape)
+    except (TypeError, ValueError):
+        height = width = 0
+    if min(height, width) < 1:
+        raise BitstreamError(f"shape must be z's height and width, two positive integers, not {shape!r:.80}")
+    return strings[0][0], strings[1], height, width
 
 
 def load(path_or_name: str | PathLike[str], device: str | torch.device = "cpu") -> MLICPlusPlus:

@@ -30,6 +30,12 @@ ROWS = [
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
+@pytest.fixture(autouse=True)
+def _no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Operations are looked at one by one here; the engine has tests of its own."""
+    monkeypatch.setenv("MLIC_FAST_ENGINE", "off")
+
+
 @pytest.fixture(params=["torch", "cpu", pytest.param("triton", marks=[pytest.mark.cuda, CUDA])])
 def on_backend(request: pytest.FixtureRequest) -> Iterator[str]:
     # g_a, h_a and g_s may run in TF32; golden numbers are float32's

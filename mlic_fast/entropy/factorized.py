@@ -26,17 +26,25 @@ def encode_hyper_latent(bottleneck: EntropyBottleneck, medians: Tensor, z: Tenso
     check_finite("hyper latents", residual)
     # Contiguous, as the decoder's will be: in another layout h_s would round differently.
     symbols = residual.int().contiguous()
-    indexes = _channel_indexes(*z.shape[1:])
-    strings = encode_many(coding_tables(bottleneck), [(item.flatten(), indexes) for item in symbols.cpu()])
-    return strings, symbols + medians
+    return encode_hyper_symbols(bottleneck, symbols.cpu()), symbols + medians
+
+
+def encode_hyper_symbols(bottleneck: EntropyBottleneck, symbols: Tensor) -> list[bytes]:
+    """Symbols of z, int32 [B, N, h, w] on the CPU → a string for each item."""
+    indexes = _channel_indexes(*symbols.shape[1:])
+    return encode_many(coding_tables(bottleneck), [(item.flatten(), indexes) for item in symbols])
 
 
 def decode_hyper_latent(
     bottleneck: EntropyBottleneck, medians: Tensor, strings: Sequence[bytes], shape: tuple[int, int]
 ) -> Tensor:
     """ẑ [B, N, h, w] from a string for each of B items. Raises BitstreamError for a damaged string."""
-    channels = medians.shape[0]
+    return decode_hyper_symbols(bottleneck, strings, shape).to(medians.device) + medians
+
+
+def decode_hyper_symbols(bottleneck: EntropyBottleneck, strings: Sequence[bytes], shape: tuple[int, int]) -> Tensor:
+    """Symbols of z, int32 [B, N, h, w] on the CPU, from a string for each of B items; raises as above."""
+    channels = bottleneck._offset.shape[0]
     indexes = _channel_indexes(channels, *shape)
     items = decode_many(coding_tables(bottleneck), [(string, indexes) for string in strings])
-    symbols = torch.from_numpy(np.stack(items)).view(len(strings), channels, *shape)
-    return symbols.to(medians.device) + medians
+    return torch.from_numpy(np.stack(items)).view(len(strings), channels, *shape)

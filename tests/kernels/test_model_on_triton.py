@@ -24,7 +24,10 @@ pytestmark = pytest.mark.skipif(not language.HAS_TRITON, reason="Triton has pack
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def test_a_model_decodes_what_it_encodes(test_image: Callable[..., torch.Tensor]) -> None:
+def test_a_model_decodes_what_it_encodes(
+    test_image: Callable[..., torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLIC_FAST_ENGINE", "off")
     torch.manual_seed(0)
     model = MLICPlusPlus(ModelConfig(N=16, M=64, slice_num=2)).eval().to(DEVICE)
     model.update()
@@ -38,6 +41,32 @@ def test_a_model_decodes_what_it_encodes(test_image: Callable[..., torch.Tensor]
         model.decompress(coded["strings"], coded["shape"])
     hook.remove()
     assert (latents[0] - latents[1]).abs().max() <= 1e-5 * latents[1].abs().max()
+
+
+def test_the_engine_s_calls_on_a_device(
+    test_image: Callable[..., torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole calls as on a GPU: its convolutions, packed steps and guard, against the readable model."""
+    from mlic_fast.engine import Options, engine_for, forget_engines, layers
+    from mlic_fast.engine.cuda_layers import CudaConvolution
+    from mlic_fast.engine.device_steps import Entropy, compress, decompress
+
+    torch.manual_seed(1)
+    model = MLICPlusPlus(ModelConfig(N=16, M=64, slice_num=2)).eval().to(DEVICE)
+    with torch.no_grad():
+        model.g_a.analysis_transform[-1].weight.mul_(30)
+    model.update()
+    x, entropy = test_image(64, 64, 51).to(DEVICE), Entropy(model.gaussian_conditional, model.entropy_bottleneck)
+    monkeypatch.setattr(layers, "_PackedConvolution", lambda *arguments: CudaConvolution(*arguments[:5]))
+    with use_backend("triton"):
+        engine = engine_for(model, Options(transform_dtype="float32"))
+        assert engine is not None
+        coded = compress(engine, entropy, x, 5e-5)
+        x_hat = decompress(engine, entropy, coded.y, coded.z, (1, 1), coded.guard)
+    forget_engines(model)
+    with use_backend("torch"):
+        expected = model.decompress([[coded.y], coded.z], (1, 1), guard=coded.guard)["x_hat"]
+    assert (x_hat - expected).abs().max() <= 1e-4
 
 
 @contextmanager

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Inference compiled from a model's weights; `mlic_fast.nn` stays the model as it is written down.
+
+The environment variable MLIC_FAST_ENGINE drops it if it is `off`; `on` is the default.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mlic_fast.backend import choose
+from mlic_fast.engine.compiled import Engine, Options, TransformType
+from mlic_fast.engine.steps import PackedReader, PackedWriter
+from mlic_fast.errors import BackendError
+from mlic_fast.remember import Remembered, tensors_of
+
+if TYPE_CHECKING:
+    from mlic_fast.model import MLICPlusPlus
+
+__all__ = ["Engine", "Options", "PackedReader", "PackedWriter", "TransformType", "engine_for", "forget_engines"]
+
+VARIABLE = "MLIC_FAST_ENGINE"
+
+
+class _Engines:
+    """A model's engines."""
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        self.possible = all(x.dtype == torch.float32 for x in tensors if x.is_floating_point())
+        self.made: dict[Options, Engine] = {}
+
+
+_engines: Remembered[_Engines] = Remembered()
+
+# Engines of one model that are kept: each holds weights of its own.
+_KEPT = 2
+
+
+def engine_for(model: MLICPlusPlus, options: Options | None = None) -> Engine | None:
+    """The model's engine, compiled again when its weights have changed; None where the readable model is to be used.
+
+    That is in training mode, on the plain path, with weights that are not float32, and with MLIC_FAST_ENGINE=off.
+    Writing to weights through `.data` is not noticed: call the model's refresh(). Raises BackendError for another value
+    of MLIC_FAST_ENGINE, ConfigError for options that there are not.
+    """
+    if not is_on() or model.training:
+        return None
+    tensors = tensors_of(model)
+    if tensors[0].device.type not in ("cpu", "cuda") or choose(tensors[0]) == "torch":
+        return None
+    found = _engines.get(model, tensors, lambda: _Engines(tensors))
+    if not found.possible:
+        return None
+    options, engines = options or Options(), found.made
+    engine = engines.get(options)
+    if engine is None:
+        engine = Engine(model, options)
+        for other in list(engines)[: len(engines) - _KEPT + 1]:
+            engines.pop(other, None)
+        engines[options] = engine
+    return engine
+
+
+def forget_engines(model: MLICPlusPlus) -> None:
+    """Compile the model's engines again at their next use."""
+    _engines.forget(model)
+
+
+def is_on() -> bool:
+    """Whether the environment lets engines be used. Raises BackendError for a value that means nothing."""
+    value = os.environ.get(VARIABLE) or "on"
+    if value not in ("on", "off"):
+        raise BackendError(f"{VARIABLE} is on or off, not {value!r}")
+    return value == "on"

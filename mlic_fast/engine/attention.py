@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Linear attention of channels-last maps, over all positions and from anchors to non-anchors.
+
+The formula is that of mlic_fast.kernels.linear_attention. Here all heads are computed at once, and nothing is turned
+into another layout; where there is a kernel it is taken.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mlic_fast.backend import choose
+from mlic_fast.checkerboard import Pass
+from mlic_fast.engine.layers import LAYOUT
+from mlic_fast.engine.packed import pack, scatter
+from mlic_fast.ops.linear_attention import checkerboard_linear_attention, linear_attention
+from mlic_fast.precision import matmul
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
+    """Three maps [B, D, h, w] → [B, D, h, w]. Heads are contiguous groups of channels."""
+    if choose(queries) == "triton":
+        return linear_attention(queries, keys, values, heads).contiguous(memory_format=LAYOUT)
+    return _attend(queries, keys, values, heads)
+
+
+def attend_across(queries: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
+    """The same with keys and values read at anchors, queries at non-anchors; zero at anchors."""
+    if choose(queries) == "triton":
+        return checkerboard_linear_attention(queries, keys, values, heads).contiguous(memory_format=LAYOUT)
+    keys, values = pack(keys, Pass.ANCHOR), pack(values, Pass.ANCHOR)
+    out = torch.zeros_like(queries, memory_format=LAYOUT)
+    scatter(out, _attend(pack(queries, Pass.NONANCHOR), keys, values, heads), Pass.NONANCHOR)
+    return out
+
+
+def _attend(queries: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
+    batch, channels, height, width = queries.shape
+    shares, spread = (_rows(x, heads) for x in (torch.softmax(_flat(keys), dim=1), _flat(values)))
+    chosen = torch.softmax(_rows(_flat(queries), heads), dim=3)
+    context = matmul(shares.permute(0, 2, 3, 1), spread.transpose(1, 2))  # [B, heads, D / heads, D / heads]
+    attended = matmul(chosen.transpose(1, 2), context)  # [B, heads, positions, D / heads]
+    return attended.transpose(1, 2).reshape(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _flat(x: Tensor) -> Tensor:
+    """[B, D, h, w] → [B, positions, D]."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def _rows(x: Tensor, heads: int) -> Tensor:
+    """[B, positions, D] → [B, positions, heads, D / heads]."""
+    return x.view(*x.shape[:2], heads, -1)

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Engine: one model's four transforms and its walk over the slices, compiled for inference."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar, get_args
+
+import torch
+from torch import Tensor
+
+from mlic_fast.engine.budget import default_budget
+from mlic_fast.engine.layers import multiplies_bfloat16
+from mlic_fast.engine.transforms import (
+    CompiledHyperAnalysis,
+    CompiledHyperSynthesis,
+    StripTransform,
+    compile_analysis,
+    compile_synthesis,
+)
+from mlic_fast.engine.walk import CompiledSlices, PackedSteps, Stages, walk
+from mlic_fast.errors import ConfigError
+from mlic_fast.nn.slices import SliceNetworks
+from mlic_fast.precision import no_autocast
+
+if TYPE_CHECKING:
+    from mlic_fast.model import MLICPlusPlus
+
+Part = TypeVar("Part")
+
+TransformType = Literal["auto", "float32", "bfloat16"]
+
+
+class Options(NamedTuple):
+    """What an engine is compiled for.
+
+    transform_dtype: what g_a, h_a and g_s multiply in; "auto": bfloat16 where the device has instructions for it.
+        The entropy path is float32-class in any case, and so are y, z and x̂.
+    memory_budget: bytes that the maps of g_a and of g_s may take on the way, besides what goes in and comes out;
+        None: 512 MiB on a CPU, 2 GiB on a GPU.
+    """
+
+    transform_dtype: TransformType = "auto"
+    memory_budget: int | None = None
+
+    def dtype(self, device: torch.device) -> torch.dtype:
+        """The type that is meant on this device. Raises ConfigError for a type that there is not."""
+        if self.transform_dtype not in get_args(TransformType):
+            raise ConfigError(
+                f"transform_dtype must be one of {', '.join(get_args(TransformType))}, not {self.transform_dtype!r}"
+            )
+        if self.transform_dtype == "auto":
+            return torch.bfloat16 if multiplies_bfloat16(device) else torch.float32
+        return torch.bfloat16 if self.transform_dtype == "bfloat16" else torch.float32
+
+
+class Engine:
+    """A model in evaluation mode, compiled. Each part is compiled when it is first used.
+
+    Holds weights of the time it was made, and no state of a call: threads may share one. Maps that are returned are
+    channels-last. No gradients.
+    """
+
+    def __init__(self, model: MLICPlusPlus, options: Options) -> None:
+        """Raises ConfigError for options that there are not."""
+        self._device = device = next(model.g_a.parameters()).device
+        self.options, self._dtype = options, options.dtype(device)
+        self._budget = default_budget(device) if options.memory_budget is None else options.memory_budget
+        # its parts, not the model: whoever remembers the engine of a model must not keep the model alive
+        self._modules = model.g_a, model.h_a, model.h_s, model.g_s
+        self._networks = SimpleNamespace(**{name: getattr(model, name) for name in SliceNetworks.__annotations__})
+        self._widest, self._latent = model.N, model.M
+        self.slice_count, self.slice_width = model.slice_num, model.slice_ch
+
+    @torch.no_grad()
+    def analyse(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x float [B, 3, H, W] → y [B, M, H/16, W/16] and z [B, N, H/64, W/64], float32; H and W multiples of 64."""
+        with no_autocast(x.device):
+            y = self._analysis(x, self._budget, self._widest)
+            return y, self._hyper_analysis(y)
+
+    @torch.no_grad()
+    def hyper(self, z_hat: Tensor) -> Tensor:
+        """Decoded z [B, N, H/64, W/64] → hyper-parameters [B, 2M, H/16, W/16]."""
+        with no_autocast(z_hat.device):
+            return self._hyper_synthesis(z_hat)
+
+    @torch.no_grad()
+    def walk(self, hyper: Tensor, y: Tensor | None, steps: PackedSteps) -> Tensor:
+        """Code every pass of every slice: hyper-parameters, y or None, and a way to code → ŷ [B, M, H/16, W/16]."""
+        with no_autocast(hyper.device):
+            return walk(self._slices, hyper, y, steps)
+
+    @torch.no_grad()
+    def stages(self, hyper: Tensor) -> Stages:
+        """A walk from these hyper-parameters, for a caller that takes its stages itself, without autocast."""
+        return Stages(self._slices, hyper)
+
+    @torch.no_grad()
+    def synthesise(self, y_hat: Tensor) -> Tensor:
+        """ŷ [B, M, H/16, W/16] → x̂ [B, 3, H, W], float32, not clamped."""
+        with no_autocast(y_hat.device):
+            return self._synthesis(y_hat, self._budget, self._widest)
+
+    @cached_property
+    def _analysis(self) -> StripTransform:
+        return self._finished(compile_analysis(self._modules[0], self._dtype))
+
+    @cached_property
+    def _hyper_analysis(self) -> CompiledHyperAnalysis:
+        return self._finished(CompiledHyperAnalysis(self._modules[1], self._dtype))
+
+    @cached_property
+    def _hyper_synthesis(self) -> CompiledHyperSynthesis:
+        return self._finished(CompiledHyperSynthesis(self._modules[2]))
+
+    @cached_property
+    def _synthesis(self) -> StripTransform:
+        return self._finished(compile_synthesis(self._modules[3], self._dtype))
+
+    @cached_property
+    def _slices(self) -> CompiledSlices:
+        return self._finished(CompiledSlices(self._networks, self._latent, 2 * self._latent))
+
+    def _finished(self, part: Part) -> Part:
+        """The part, once its weights are there: other threads take it on other streams."""
+        if self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()
+        return part

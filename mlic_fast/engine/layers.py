@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Convolutions compiled from a model's weights: packed once, with GELU or an addition in the same pass where possible.
+
+Maps are [B, C, H, W] in channels-last layout. The only file of the engine that knows how a convolution is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mlic_fast.engine.cuda_layers import CudaConvolution
+from mlic_fast.precision import conv2d, convolution_is_lowered
+
+LAYOUT = torch.channels_last
+
+# Maps of fewer positions have packed weights of their own, and the size that others are packed for.
+_FEW, _TYPICAL = 64, (16, 48)
+
+
+class Convolution(Protocol):
+    """A zero-padded convolution with its weights. Immutable: threads may share one."""
+
+    kernel: int
+    stride: int
+    dtype: torch.dtype
+
+    def __call__(self, x: Tensor, *, gelu: bool = False, pad_rows: bool = True) -> Tensor:
+        """x [B, in, H, W] → [B, out, H', W'], a new map.
+
+        gelu: exact (erf) GELU afterwards. pad_rows: whether rows of zeros lie above and below x; columns do always.
+        """
+        ...
+
+    def add_to(self, out: Tensor, x: Tensor) -> Tensor:
+        """Adds the convolution of x to `out` [B, out, H', W'], in place; returns `out`."""
+        ...
+
+
+def compile_convolution(
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    stride: int = 1,
+    groups: int = 1,
+    dtype: torch.dtype = torch.float32,
+    exact: bool = True,
+) -> Convolution:
+    """The fastest convolution at hand for weight [out, in / groups, k, k] and its device, padded by k // 2.
+
+    dtype: of maps and weights. exact: float32-class arithmetic, whatever PyTorch's switches say (for the entropy path).
+    """
+    if weight.device.type == "cuda":
+        return CudaConvolution(weight, bias, stride, groups, dtype)
+    if weight.device.type == "cpu" and _has_packed_operators() and dtype in (torch.float32, torch.bfloat16):
+        return _PackedConvolution(weight, bias, stride, groups, dtype, exact)
+    return _PlainConvolution(weight, bias, stride, groups, dtype, exact)
+
+
+def compile_module(module: nn.Module, *, dtype: torch.dtype = torch.float32, exact: bool = True) -> Convolution:
+    """`compile_convolution` of a Conv2d, which pads by k // 2 as all of the model's do."""
+    assert isinstance(module, nn.Conv2d)
+    return compile_convolution(
+        module.weight, module.bias, stride=module.stride[0], groups=module.groups, dtype=dtype, exact=exact
+    )
+
+
+def split_module(module: nn.Module, widths: Sequence[int], bias_with: int) -> list[Convolution]:
+    """One convolution for each group of a Conv2d's input channels of these widths; their sum is the layer's result.
+
+    The bias goes to number `bias_with`, which is to be computed first. So nothing needs to be concatenated for it.
+    """
+    assert isinstance(module, nn.Conv2d)
+    pieces = torch.split(module.weight, list(widths), dim=1)
+    return [compile_convolution(piece, module.bias if n == bias_with else None) for n, piece in enumerate(pieces)]
+
+
+def gelu_(x: Tensor) -> Tensor:
+    """Exact GELU in place; returns x."""
+    result: Tensor = torch.ops.aten.gelu_(x)
+    return result
+
+
+class _PackedConvolution:
+    """oneDNN with weights in its own layout and the operation after it fused; CPU, float32 or bfloat16."""
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, stride: int, groups: int, dtype: torch.dtype, exact: bool
+    ) -> None:
+        self.kernel, self.stride, self.dtype, self._groups = weight.shape[2], stride, dtype, groups
+        self._pad = self.kernel // 2
+        # the plain weights serve where packed ones would be multiplied in a shorter format
+        self._plain = _PlainConvolution(weight, bias, stride, groups, dtype, exact) if exact else None
+        self._bias = None if bias is None else bias.detach().to(dtype)
+        self._weight = weight.detach()
+        self._packed: dict[bool, Any] = {}
+
+    def _weight_for(self, x: Tensor) -> Any:
+        # The best layout depends on the size of the map, and another one would be converted at every call. Two are
+        # enough: for maps of a few positions, and for all others.
+        few = x.shape[2] * x.shape[3] < _FEW
+        packed = self._packed.get(few)
+        if packed is None:
+            height, width = (2, 2) if few else _TYPICAL
+            packed = torch.ops.mkldnn._reorder_convolution_weight(
+                self._weight.to(self.dtype).contiguous(),
+                [self._pad] * 2,
+                [self.stride] * 2,
+                [1, 1],
+                self._groups,
+                [1, self._weight.shape[1] * self._groups, height, width],
+            )
+            self._packed[few] = packed
+        return packed
+
+    def __call__(self, x: Tensor, *, gelu: bool = False, pad_rows: bool = True) -> Tensor:
+        if self._plain is not None and convolution_is_lowered(x.device):
+            return self._plain(x, gelu=gelu, pad_rows=pad_rows)
+        after, algorithm = ("gelu", "none") if gelu else ("none", "")
+        stride, padding = [self.stride] * 2, [self._pad if pad_rows else 0, self._pad]
+        result: Tensor = torch.ops.mkldnn._convolution_pointwise(
+            x, self._weight_for(x), self._bias, padding, stride, [1, 1], self._groups, after, [], algorithm
+        )
+        return result
+
+    def add_to(self, out: Tensor, x: Tensor) -> Tensor:
+        if self._plain is not None and convolution_is_lowered(x.device):
+            return self._plain.add_to(out, x)
+        stride, padding = [self.stride] * 2, [self._pad] * 2
+        torch.ops.mkldnn._convolution_pointwise_(
+            out, x, self._weight_for(x), self._bias, padding, stride, [1, 1], self._groups, "add", 1.0, None, [], None
+        )
+        return out
+
+
+class _PlainConvolution:
+    """PyTorch's own convolution, on every device."""
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, stride: int, groups: int, dtype: torch.dtype, exact: bool
+    ) -> None:
+        self.kernel, self.stride, self.dtype = weight.shape[2], stride, dtype
+        self._groups, self._exact = groups, exact
+        self._pad = self.kernel // 2
+        self._weight = weight.detach().to(dtype)
+        self._bias = None if bias is None else bias.detach().to(dtype)
+
+    def __call__(self, x: Tensor, *, gelu: bool = False, pad_rows: bool = True) -> Tensor:
+        stride, padding = [self.stride] * 2, [self._pad if pad_rows else 0, self._pad]
+        compute = conv2d if self._exact else _convolve
+        out = compute(x, self._weight, self._bias, stride, padding, self._groups).contiguous(memory_format=LAYOUT)
+        return gelu_(out) if gelu else out
+
+    def add_to(self, out: Tensor, x: Tensor) -> Tensor:
+        return out.add_(self(x))
+
+
+def _convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int], groups: int
+) -> Tensor:
+    return F.conv2d(x, weight, bias, stride, padding, 1, groups)
+
+
+def _has_packed_operators() -> bool:
+    """Whether this PyTorch has oneDNN and its operators for packed weights, which are no public interface."""
+    names = ("_convolution_pointwise", "_convolution_pointwise_", "_reorder_convolution_weight")
+    available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return available and all(hasattr(torch.ops.mkldnn, name) for name in names)
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the device has instructions that multiply bfloat16, and PyTorch uses them."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    found = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return _has_packed_operators() and any(probe is not None and probe() for probe in found)

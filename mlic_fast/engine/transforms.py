@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The four transforms, compiled: g_a and g_s in strips of rows, h_a and h_s as a whole.
+
+With dtype bfloat16 the convolutions of g_a, h_a and g_s multiply in it, all but the last one of each. Maps between
+blocks, skip connections and GDN stay in float32: rounding them would cost 0.01 dB and more at high rates.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from compressai.layers import GDN
+from torch import Tensor, nn
+
+from mlic_fast.engine.budget import strip_rows
+from mlic_fast.engine.layers import LAYOUT, Convolution, compile_convolution, compile_module
+from mlic_fast.engine.rows import (
+    Block,
+    ConvolutionRows,
+    Normalised,
+    Residual,
+    RowLayer,
+    Sequence,
+    Shuffle,
+    shuffle,
+)
+from mlic_fast.nn.analysis import AnalysisTransform
+from mlic_fast.nn.blocks import DownsamplingBlock, ResidualBlock, UpsamplingBlock
+from mlic_fast.nn.hyperprior import HyperAnalysis, HyperSynthesis
+from mlic_fast.nn.synthesis import SynthesisTransform
+
+_FLOAT32 = torch.float32
+
+
+class StripTransform:
+    """A transform that changes the resolution by out_scale / in_scale, taken a strip of rows at a time."""
+
+    def __init__(self, blocks: list[Block], channels: int, in_scale: int, out_scale: int) -> None:
+        """in_scale, out_scale: pixels of the input, and of the result, on 16 pixels of the picture."""
+        self._blocks, self._channels = blocks, channels
+        self._in_scale, self._out_scale = in_scale, out_scale
+
+    def __call__(self, x: Tensor, memory_budget: int, widest: int) -> Tensor:
+        """x [B, in, H, W] → [B, out, H · out_scale / in_scale, …], float32, channels-last.
+
+        memory_budget: bytes for maps on the way; widest: channels of the widest map, at half the picture's resolution.
+        """
+        batch, _, height, width = x.shape
+        in_units = width // self._in_scale, height // self._in_scale
+        units = strip_rows(*in_units, widest, memory_budget, x.device.type == "cuda")
+        step = units * self._in_scale
+        size = (batch, self._channels, *(side // self._in_scale * self._out_scale for side in (height, width)))
+        out = torch.empty(size, dtype=_FLOAT32, device=x.device, memory_format=LAYOUT)
+        for item in range(batch):
+            layers, done = Sequence(*(make() for make in self._blocks)), 0
+            for start in range(0, height, step):
+                strip = x[item : item + 1, :, start : start + step].float().contiguous(memory_format=LAYOUT)
+                rows = layers.push(strip, start + step >= height)
+                if rows is not None:
+                    out[item : item + 1, :, done : done + rows.shape[2]] = rows
+                    done += rows.shape[2]
+        return out
+
+
+def compile_analysis(module: AnalysisTransform, dtype: torch.dtype) -> StripTransform:
+    """g_a: x [B, 3, H, W] → y [B, M, H/16, W/16]."""
+    *blocks, last = module.analysis_transform
+    final = compile_module(last, exact=False)
+    steps: list[Block] = [_block(block, dtype) for block in blocks]
+    steps += [partial(ConvolutionRows, final)]
+    return StripTransform(steps, len(last.get_parameter("weight")), 16, 1)
+
+
+def compile_synthesis(module: SynthesisTransform, dtype: torch.dtype) -> StripTransform:
+    """g_s: ŷ [B, M, h, w] → x̂ [B, 3, 16h, 16w]."""
+    *blocks, last = module.synthesis_transform
+    final, factor = _subpixel_convolution(last, _FLOAT32)
+    steps: list[Block] = [_block(block, dtype) for block in blocks]
+    steps += [partial(ConvolutionRows, final), partial(Shuffle, factor)]
+    return StripTransform(steps, 3, 1, 16)
+
+
+class CompiledHyperAnalysis:
+    """h_a: y [B, M, h, w] → z [B, N, h/4, w/4], float32."""
+
+    def __init__(self, module: HyperAnalysis, dtype: torch.dtype) -> None:
+        layers = list(module.reduction)[::2]
+        self._dtype = dtype
+        self._layers = [compile_module(layer, dtype=dtype, exact=False) for layer in layers[:-1]]
+        self._last = compile_module(layers[-1], exact=False)
+
+    def __call__(self, y: Tensor) -> Tensor:
+        x = y.to(self._dtype).contiguous(memory_format=LAYOUT)
+        for layer in self._layers:
+            x = layer(x, gelu=True)
+        return self._last(x.float())
+
+
+class CompiledHyperSynthesis:
+    """h_s: ẑ [B, N, h/4, w/4] → hyper-parameters [B, 2M, h, w]. Part of the entropy path: float32-class."""
+
+    def __init__(self, module: HyperSynthesis) -> None:
+        layers = list(module.increase)[::2]
+        self._layers: list[tuple[Convolution, int]] = [
+            _subpixel_convolution(layer, _FLOAT32, exact=True)
+            if isinstance(layer, nn.Sequential)
+            else (compile_module(layer), 1)
+            for layer in layers
+        ]
+
+    def __call__(self, z_hat: Tensor) -> Tensor:
+        x = z_hat.contiguous(memory_format=LAYOUT)
+        for number, (layer, factor) in enumerate(self._layers):
+            x = layer(x, gelu=number + 1 < len(self._layers))
+            if factor > 1:
+                x = shuffle(x, factor)
+        return x
+
+
+def _block(module: nn.Module, dtype: torch.dtype) -> Block:
+    if isinstance(module, ResidualBlock):
+        return _residual(module, dtype)
+    if isinstance(module, DownsamplingBlock):
+        return _down(module, dtype)
+    assert isinstance(module, UpsamplingBlock)
+    return _up(module, dtype)
+
+
+def _residual(module: ResidualBlock, dtype: torch.dtype) -> Block:
+    first, second = (compile_module(layer, dtype=dtype, exact=False) for layer in (module.conv1, module.conv2))
+    skip = None if module.skip is None else compile_module(module.skip, dtype=dtype, exact=False)
+
+    def make() -> RowLayer:
+        layers = Sequence(ConvolutionRows(first, gelu=True), ConvolutionRows(second, gelu=True))
+        return Residual(layers, None if skip is None else ConvolutionRows(skip))
+
+    return make
+
+
+def _down(module: DownsamplingBlock, dtype: torch.dtype) -> Block:
+    first, second, skip = (
+        compile_module(layer, dtype=dtype, exact=False) for layer in (module.conv1, module.conv2, module.skip)
+    )
+    beta, gamma = _gdn_parameters(module.gdn)
+
+    def make() -> RowLayer:
+        layers = Sequence(ConvolutionRows(first, gelu=True), ConvolutionRows(second))
+        return Normalised(layers, ConvolutionRows(skip), beta, gamma, False)
+
+    return make
+
+
+def _up(module: UpsamplingBlock, dtype: torch.dtype) -> Block:
+    (first, factor), (skip, _) = (_subpixel_convolution(part, dtype) for part in (module.subpel_conv, module.upsample))
+    second = compile_module(module.conv, dtype=dtype, exact=False)
+    beta, gamma = _gdn_parameters(module.igdn)
+
+    def make() -> RowLayer:
+        # GELU before the shuffle is GELU after it
+        layers = Sequence(ConvolutionRows(first, gelu=True), Shuffle(factor), ConvolutionRows(second))
+        return Normalised(layers, Sequence(ConvolutionRows(skip), Shuffle(factor)), beta, gamma, True)
+
+    return make
+
+
+def _subpixel_convolution(module: nn.Module, dtype: torch.dtype, exact: bool = False) -> tuple[Convolution, int]:
+    """The convolution before a pixel shuffle, its output channels in the order that `Shuffle` takes, and the factor."""
+    assert isinstance(module, nn.Sequential)
+    layer, pixel_shuffle = module
+    assert isinstance(pixel_shuffle, nn.PixelShuffle)
+    factor = pixel_shuffle.upscale_factor
+
+    def reorder(x: Tensor) -> Tensor:
+        return x.detach().reshape(-1, factor**2, *x.shape[1:]).transpose(0, 1).flatten(0, 1)
+
+    weight, bias = (reorder(layer.get_parameter(name)) for name in ("weight", "bias"))
+    return compile_convolution(weight, bias, dtype=dtype, exact=exact), factor
+
+
+def _gdn_parameters(module: GDN) -> tuple[Tensor, Tensor]:
+    with torch.no_grad():
+        return module.beta_reparam(module.beta).detach(), module.gamma_reparam(module.gamma).detach()

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model's engine as a codec of whole calls on a device, and a model for which that takes a moment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from mlic_fast import MLICPlusPlus, ModelConfig
+from mlic_fast.engine import Engine, Options, engine_for
+from mlic_fast.engine.device_steps import Coded, Entropy, compress, decompress
+from mlic_fast.engine.instances import Instances
+
+FLOAT32 = Options(transform_dtype="float32")
+DELTA = 5e-5
+
+
+class Codec:
+    """A model's engine with what compresses and decompresses on a device."""
+
+    def __init__(self, model: Any, instances: Instances | None, options: Options = FLOAT32) -> None:
+        self.model, self.instances, self._options = model, instances, options
+        self.entropy = Entropy(model.gaussian_conditional, model.entropy_bottleneck)
+
+    @property
+    def engine(self) -> Engine:
+        found = engine_for(self.model, self._options)
+        assert found is not None
+        return found
+
+    def compress(self, x: torch.Tensor, deltas: Any = DELTA) -> Coded:
+        return compress(self.engine, self.entropy, x, deltas, self.instances)
+
+    def decompress(self, coded: Coded, shape: torch.Size) -> torch.Tensor:
+        z_shape = shape[2] // 64, shape[3] // 64
+        return decompress(self.engine, self.entropy, coded.y, coded.z, z_shape, coded.guard, self.instances)
+
+    def both(self, x: torch.Tensor, deltas: Any = DELTA) -> tuple[Coded, torch.Tensor]:
+        coded = self.compress(x, deltas)
+        return coded, self.decompress(coded, x.shape)
+
+
+def tiny_model() -> Any:
+    """A model whose calls are recorded in a moment, and whose latents are not all zero."""
+    torch.manual_seed(0)
+    model = MLICPlusPlus(ModelConfig(N=16, M=64, slice_num=2)).eval()
+    with torch.no_grad():
+        model.g_a.analysis_transform[-1].weight.mul_(30)
+        model.h_a.reduction[-1].weight.mul_(300)
+    model.update()
+    return model

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layers that take a map strip by strip give what they give for the whole map."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from mlic_fast.engine.budget import strip_rows
+from mlic_fast.engine.layers import LAYOUT, compile_convolution
+from mlic_fast.engine.rows import ConvolutionRows, Normalised, Residual, RowLayer, Sequence, Shuffle, whole
+
+
+def convolution(in_channels: int, out_channels: int, kernel: int, stride: int, seed: int = 0) -> Any:
+    generator = torch.Generator().manual_seed(seed)
+    weight = 0.2 * torch.randn(out_channels, in_channels, kernel, kernel, generator=generator)
+    return compile_convolution(weight, torch.randn(out_channels, generator=generator), stride=stride)
+
+
+def pushed(layer: RowLayer, x: torch.Tensor, cuts: list[int]) -> torch.Tensor:
+    """x pushed in strips that end at `cuts`."""
+    rows, start = [], 0
+    for end in [*cuts, x.shape[2]]:
+        strip = x[:, :, start:end].contiguous(memory_format=LAYOUT)
+        rows.append(layer.push(strip, end == x.shape[2]))
+        start = end
+    return torch.cat([piece for piece in rows if piece is not None], dim=2)
+
+
+CUTS = [
+    pytest.param([], id="whole"),
+    pytest.param([1], id="first-row"),
+    pytest.param([15], id="last-row"),
+    pytest.param(list(range(1, 16)), id="every-row"),
+    pytest.param([3, 4, 9], id="uneven"),
+]
+
+
+@pytest.mark.parametrize("cuts", CUTS)
+@pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2)])
+def test_convolutions(kernel: int, stride: int, cuts: list[int]) -> None:
+    layer = convolution(5, 16, kernel, stride)
+    x = torch.randn(1, 5, 16, 6, generator=torch.Generator().manual_seed(1))
+    out = pushed(ConvolutionRows(layer, gelu=True), x, cuts)
+    expected = layer(x.contiguous(memory_format=LAYOUT), gelu=True)
+    assert out.shape == expected.shape
+    assert (out - expected).abs().max() < 1e-5
+
+
+def block(kind: str) -> RowLayer:
+    beta, gamma = torch.ones(8), 0.1 * torch.eye(8)
+    if kind == "residual":
+        return Residual(Sequence(*(ConvolutionRows(convolution(8, 8, 3, 1, seed)) for seed in (2, 3))))
+    if kind == "widening":
+        layers = Sequence(*(ConvolutionRows(convolution(8, 8, 3, 1, seed)) for seed in (2, 3)))
+        return Residual(layers, ConvolutionRows(convolution(8, 8, 1, 1, 4)))
+    if kind == "down":
+        layers = Sequence(ConvolutionRows(convolution(8, 8, 3, 2, 5)), ConvolutionRows(convolution(8, 8, 3, 1, 6)))
+        return Normalised(layers, ConvolutionRows(convolution(8, 8, 1, 2, 7)), beta, gamma, False)
+    layers = Sequence(
+        ConvolutionRows(convolution(8, 32, 3, 1, 8)), Shuffle(2), ConvolutionRows(convolution(8, 8, 3, 1, 9))
+    )
+    skip = Sequence(ConvolutionRows(convolution(8, 32, 3, 1, 10)), Shuffle(2))
+    return Normalised(layers, skip, beta, gamma, True)
+
+
+@pytest.mark.parametrize("cuts", CUTS)
+@pytest.mark.parametrize("kind", ["residual", "widening", "down", "up"])
+def test_blocks_and_their_skip_connections(kind: str, cuts: list[int]) -> None:
+    x = torch.randn(1, 8, 16, 4, generator=torch.Generator().manual_seed(11))
+    untouched = x.clone()
+    expected = whole(lambda: block(kind), x)
+    out = pushed(block(kind), x, cuts)
+    assert out.shape == expected.shape
+    assert (out - expected).abs().max() < 1e-5
+    assert torch.equal(x, untouched)
+
+
+def test_shuffle_is_pixel_shuffle_of_reordered_channels() -> None:
+    x = torch.arange(2 * 12 * 3 * 5, dtype=torch.float32).view(2, 12, 3, 5)
+    reordered = x.unflatten(1, (3, 4)).transpose(1, 2).flatten(1, 2).contiguous(memory_format=LAYOUT)
+    assert torch.equal(whole(lambda: Shuffle(2), reordered), torch.pixel_shuffle(x, 2))
+
+
+def test_strips_fit_the_budget() -> None:
+    a_unit = 192 * 8 * 8 * 48 * 4  # bytes of 16 rows of the widest map, 768 pixels wide
+    assert strip_rows(48, 32, 192, 1) == 1
+    assert strip_rows(48, 32, 192, 8 * 2 * a_unit) == 2
+    assert strip_rows(48, 2, 192, 2**40) == 2
+    assert strip_rows(480, 270, 192, 2**40) == 1
