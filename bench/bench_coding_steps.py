@@ -5,8 +5,8 @@
     pytest --benchmark bench/bench_coding_steps.py                the same calls under pytest-benchmark
 
 The official sequence is squeeze, CompressAI's build_indexes and quantise, unsqueeze, and Python lists for the coder.
-The others end with arrays on the CPU, ready for the coder, or begin with them. Runs on the CUDA device where there
-is one, else on the CPU. The floor: the coded half of every map read or written once.
+The others end with arrays on the CPU, ready for the coder, or begin with them. The floor: the coded half of every
+map read or written once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import common
-import pytest
 import torch
 from compressai.entropy_models import GaussianConditional
 from mlic_fast.kernels import coding_steps as kernels
@@ -26,7 +25,6 @@ from torch import Tensor
 from mlic_fast.checkerboard import Pass, keep, pack, unpack
 from mlic_fast.ops import coding_steps as ops
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 C = 32
 COLOUR = Pass.ANCHOR
 
@@ -51,13 +49,14 @@ CASES = {
     for image, latent in (("768×512", (32, 48)), ("3840×2160", (136, 240)))
     for step in ("encode", "decode", "residual")
 }
+SMOKE = {f"{step}, 128×64": Case(step, 4, 8) for step in ("encode", "decode", "residual")}
 CONTESTANTS = ("operation", "twin", "compiled twin", "official")
 
 
 @functools.cache
-def gaussian() -> GaussianConditional:
+def gaussian_on(device: torch.device) -> GaussianConditional:
     table = torch.exp(torch.linspace(math.log(0.11), math.log(256), 64))
-    return GaussianConditional(table.tolist()).to(DEVICE)
+    return GaussianConditional(table.tolist()).to(device)
 
 
 @functools.cache
@@ -72,21 +71,22 @@ def twins(name: str, contestant: str) -> Callable[..., Any]:
     return function if contestant == "twin" else compiled(f"{name}_ref")
 
 
-def call_of(case: Case, contestant: str) -> Callable[[], Any]:
+def call_of(case: Case, contestant: str, device: torch.device) -> Callable[[], Any]:
     """One call of a contestant on inputs of its own, with scales as they are: two thirds below the bound."""
     random = torch.Generator().manual_seed(0)
-    y, scales, means = torch.randn(3, 1, C, case.height, case.width, generator=random).to(DEVICE).unbind()
+    y, scales, means = torch.randn(3, 1, C, case.height, case.width, generator=random).to(device).unbind()
     y, scales = 2 * y, (1.5 * scales - 2.9).exp()
     values = torch.zeros_like(y)
-    boundaries = gaussian().scale_table, gaussian().scale_bound
+    gaussian = gaussian_on(device)
+    boundaries = gaussian.scale_table, gaussian.scale_bound
     symbols = pack((y - means).round(), COLOUR).short().cpu()
     as_list = symbols.flatten().tolist()
 
     def encode() -> Any:
         if contestant == "official":
             packed = [pack(x, COLOUR) for x in (y, scales, means)]
-            indexes = gaussian().build_indexes(packed[1])
-            found = gaussian().quantize(packed[0], "symbols", packed[2])
+            indexes = gaussian.build_indexes(packed[1])
+            found = gaussian.quantize(packed[0], "symbols", packed[2])
             decoded = unpack(found + packed[2], COLOUR)
             return found.reshape(-1).tolist(), indexes.reshape(-1).tolist(), decoded
         if contestant == "operation":
@@ -101,8 +101,8 @@ def call_of(case: Case, contestant: str) -> Callable[[], Any]:
     def decode() -> Any:
         if contestant == "official":
             packed = [pack(x, COLOUR) for x in (scales, means)]
-            indexes = gaussian().build_indexes(packed[0]).reshape(-1).tolist()
-            found = torch.tensor(as_list, device=DEVICE).reshape(packed[1].shape)
+            indexes = gaussian.build_indexes(packed[0]).reshape(-1).tolist()
+            found = torch.tensor(as_list, device=device).reshape(packed[1].shape)
             return indexes, unpack(found + packed[1], COLOUR)
         if contestant == "operation":
             result = ops.decode_indexes(scales, means, COLOUR, *boundaries)
@@ -111,9 +111,9 @@ def call_of(case: Case, contestant: str) -> Callable[[], Any]:
         fetched = [x.cpu() for x in result]
         ops.check_flags(fetched[1])
         if contestant == "operation":
-            ops.decode_values(values, symbols.to(DEVICE), means, COLOUR, clear=True)
+            ops.decode_values(values, symbols.to(device), means, COLOUR, clear=True)
         else:
-            twins("decode_values", contestant)(values, symbols.to(DEVICE), means, COLOUR.value, True)
+            twins("decode_values", contestant)(values, symbols.to(device), means, COLOUR.value, True)
         return fetched
 
     def residual() -> Tensor:
@@ -134,11 +134,12 @@ def call_of(case: Case, contestant: str) -> Callable[[], Any]:
     return call
 
 
-@pytest.mark.parametrize("contestant", CONTESTANTS)
-@pytest.mark.parametrize("case", CASES)
-def test_coding_steps(benchmark: Any, case: str, contestant: str) -> None:
-    common.time_case(benchmark, call_of(CASES[case], contestant), __file__, case, contestant, DEVICE)
+BENCHMARK = common.Benchmark("coding steps", CASES, SMOKE, CONTESTANTS, call_of, __file__, rounds=50)
+
+
+def test_coding_steps(compare: Any, case: str, device: torch.device) -> None:
+    compare(BENCHMARK, case, device)
 
 
 if __name__ == "__main__":
-    common.run("coding_steps", CASES, CONTESTANTS, call_of, DEVICE, __file__, rounds=50)
+    common.main(BENCHMARK)

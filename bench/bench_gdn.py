@@ -4,7 +4,7 @@
     python bench/bench_gdn.py [--rounds N] [--write]     a table; --write keeps it in bench/results/
     pytest --benchmark bench/bench_gdn.py                the same calls under pytest-benchmark
 
-Runs on the CUDA device where there is one, else on the CPU. The floor: x and the residual read and y written once,
+The floor: x and the residual read and y written once,
 or the products with gamma at the speed of this machine's own float32 matrix product.
 """
 
@@ -15,14 +15,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import common
-import pytest
 import torch
 from mlic_fast.kernels.gdn import gdn_ref
 from torch import Tensor
 
 from mlic_fast.ops.gdn import gdn
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 N = 192
 
 
@@ -49,6 +47,10 @@ CASES = {
     "384×256, channels-last, forward": Case(256, 384, channels_last=True),
     "384×256, forward and backward": Case(256, 384, gradients=True),
 }
+SMOKE = {
+    "20×12, channels-last, forward": Case(12, 20, channels_last=True),
+    "20×12, forward and backward": Case(12, 20, gradients=True),
+}
 CONTESTANTS = ("operation", "twin", "compiled twin")
 
 
@@ -62,15 +64,15 @@ def operation(x: Tensor, beta: Tensor, gamma: Tensor, residual: Tensor, inverse:
     return gdn(x, beta, gamma, residual, inverse=inverse)
 
 
-def call_of(case: Case, contestant: str) -> Callable[[], Any]:
+def call_of(case: Case, contestant: str, device: torch.device) -> Callable[[], Any]:
     """One call of a contestant on inputs of its own."""
     random = torch.Generator().manual_seed(0)
-    maps = torch.randn(3, 1, N, case.height, case.width, generator=random).to(DEVICE).unbind()
+    maps = torch.randn(3, 1, N, case.height, case.width, generator=random).to(device).unbind()
     if case.channels_last:
         maps = tuple(x.contiguous(memory_format=torch.channels_last) for x in maps)
     x, residual, grad = maps
-    beta = (torch.rand(N, generator=random) + 0.5).to(DEVICE)
-    gamma = (torch.rand(N, N, generator=random) / 100).to(DEVICE)
+    beta = (torch.rand(N, generator=random) + 0.5).to(device)
+    gamma = (torch.rand(N, N, generator=random) / 100).to(device)
     eager: dict[str, Callable[..., Tensor]] = {"operation": operation, "twin": gdn_ref}
     how = eager.get(contestant) or compiled_twin()
     inputs = (x, beta, gamma, residual)
@@ -85,11 +87,12 @@ def call_of(case: Case, contestant: str) -> Callable[[], Any]:
     return lambda: torch.autograd.grad(how(*leaves, False), leaves, grad)
 
 
-@pytest.mark.parametrize("contestant", CONTESTANTS)
-@pytest.mark.parametrize("case", CASES)
-def test_gdn(benchmark: Any, case: str, contestant: str) -> None:
-    common.time_case(benchmark, call_of(CASES[case], contestant), __file__, case, contestant, DEVICE)
+BENCHMARK = common.Benchmark("GDN", CASES, SMOKE, CONTESTANTS, call_of, __file__, rounds=10)
+
+
+def test_gdn(compare: Any, case: str, device: torch.device) -> None:
+    compare(BENCHMARK, case, device)
 
 
 if __name__ == "__main__":
-    common.run("gdn", CASES, CONTESTANTS, call_of, DEVICE, __file__, rounds=10)
+    common.main(BENCHMARK)

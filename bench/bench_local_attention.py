@@ -4,7 +4,7 @@
     python bench/bench_local_attention.py [--rounds N] [--write]     a table; --write keeps it in bench/results/
     pytest --benchmark bench/bench_local_attention.py                the same calls under pytest-benchmark
 
-Runs on the CUDA device where there is one, else on the CPU. The floor: q, k, v and the weights read and the result
+The floor: q, k, v and the weights read and the result
 written once; each of a query's products with the 81 keys around it once, and for each window the weighted sums, the
 convolution and the projection.
 """
@@ -16,14 +16,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import common
-import pytest
 import torch
 from mlic_fast.kernels.local_attention import AREA, local_attention_ref
 from torch import Tensor
 
 from mlic_fast.ops.local_attention import local_attention
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 C = 32
 
 
@@ -49,6 +47,10 @@ CASES = {
     "768×512, forward and backward": Case(32, 48, True),
     "3840×2160, forward": Case(136, 240, False),
 }
+SMOKE = {
+    "128×64, forward": Case(4, 8, False),
+    "128×64, forward and backward": Case(4, 8, True),
+}
 CONTESTANTS = ("operation", "twin", "compiled twin")
 
 
@@ -58,11 +60,11 @@ def compiled_twin() -> Callable[..., Tensor]:
     return twin
 
 
-def call_of(case: Case, contestant: str) -> Callable[[], Any]:
+def call_of(case: Case, contestant: str, device: torch.device) -> Callable[[], Any]:
     """One call of a contestant on inputs of its own."""
     random = torch.Generator().manual_seed(0)
     shapes = (1, 3 * C, case.height, case.width), (81, 2), (2 * C, C, 5, 5), (2 * C,), (2 * C, 2 * C), (2 * C,)
-    inputs = [torch.randn(*shape, generator=random).div_(4).to(DEVICE) for shape in shapes]
+    inputs = [torch.randn(*shape, generator=random).div_(4).to(device) for shape in shapes]
     attention = {"operation": local_attention, "twin": local_attention_ref}.get(contestant) or compiled_twin()
     if not case.gradients:
 
@@ -72,15 +74,16 @@ def call_of(case: Case, contestant: str) -> Callable[[], Any]:
 
         return forward
     leaves = [x.requires_grad_() for x in inputs]
-    grad = torch.ones(1, case.height, case.width // 2, 2 * C, device=DEVICE)
+    grad = torch.ones(1, case.height, case.width // 2, 2 * C, device=device)
     return lambda: torch.autograd.grad(attention(*leaves), leaves, grad)
 
 
-@pytest.mark.parametrize("contestant", CONTESTANTS)
-@pytest.mark.parametrize("case", CASES)
-def test_local_attention(benchmark: Any, case: str, contestant: str) -> None:
-    common.time_case(benchmark, call_of(CASES[case], contestant), __file__, case, contestant, DEVICE)
+BENCHMARK = common.Benchmark("local attention", CASES, SMOKE, CONTESTANTS, call_of, __file__)
+
+
+def test_local_attention(compare: Any, case: str, device: torch.device) -> None:
+    compare(BENCHMARK, case, device)
 
 
 if __name__ == "__main__":
-    common.run("local_attention", CASES, CONTESTANTS, call_of, DEVICE, __file__, rounds=20)
+    common.main(BENCHMARK)

@@ -1,29 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Range coder against CompressAI's, in one run on the same symbols: those of a 768×512 image, 491,520 of them.
 
-    python bench/bench_range_coder.py [--rounds N] [--json FILE]     a table of medians and ratios
-    pytest --benchmark bench/bench_range_coder.py                    the same operations under pytest-benchmark
+    python bench/bench_range_coder.py [--rounds N] [--write]     a table; fails if a ratio misses its target
+    pytest --benchmark bench/bench_range_coder.py                the same calls under pytest-benchmark
 
 The symbols are drawn to look like a trained full-size model's: 26 % of the scales lie above the tables' lower bound,
 0.6 bits a pixel in all. CompressAI is called as its models call it: Python lists made from the tensors, its streaming
 decoder called once for each of the 20 coding passes.
 
-Times of the table are the thread's CPU time. Both coders are single-threaded here and wait for nothing, so on an idle
+Times are the thread's CPU time. Both coders are single-threaded here and wait for nothing, so on an idle
 machine that is the time on the clock; on a busy one the clock would flatter the faster coder, whose short calls fit
 between interruptions that the slower one's do not.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
-import json
 import math
-import platform
 import time
 from collections.abc import Callable
-from pathlib import Path
-from statistics import median, quantiles
 from typing import Any, NamedTuple
 
 import common
@@ -112,78 +107,66 @@ def decode_compressai(work: Work, calls: int) -> torch.Tensor:
     return torch.cat([torch.tensor(part, dtype=torch.int16) for part in parts])
 
 
-OPERATIONS: dict[str, tuple[Callable[[Work], Any], Callable[[Work], Any], float]] = {
-    # name: ours, CompressAI's, at least how many times as fast
-    "encode": (encode_ours, encode_compressai, 4),
-    "decode, 20 calls": (lambda w: decode_ours(w, PASSES), lambda w: decode_compressai(w, PASSES), 15),
-    "decode, 1 call": (lambda w: decode_ours(w, 1), lambda w: decode_compressai(w, 1), 4),
+class Case(NamedTuple):
+    """One thing to do with the symbols."""
+
+    ours: Callable[[Work], Any]
+    theirs: Callable[[Work], Any]
+    target: float  # at least how many times as fast ours must be
+
+    def work(self) -> None:
+        """There is no floor: nothing else does the same."""
+
+
+CASES = {
+    "encode": Case(encode_ours, encode_compressai, 4),
+    "decode, 20 calls": Case(lambda w: decode_ours(w, PASSES), lambda w: decode_compressai(w, PASSES), 15),
+    "decode, 1 call": Case(lambda w: decode_ours(w, 1), lambda w: decode_compressai(w, 1), 4),
 }
+CONTESTANTS = ("mlic_fast", "compressai")
 
 
-@pytest.mark.parametrize("coder", ["mlic_fast", "compressai"])
-@pytest.mark.parametrize("operation", OPERATIONS)
-def test_range_coder(benchmark: Any, operation: str, coder: str) -> None:
-    """A row of pytest-benchmark's table; grouped, so that the two coders stand together."""
-    benchmark.group = operation
-    ours, theirs, _ = OPERATIONS[operation]
-    benchmark(ours if coder == "mlic_fast" else theirs, make_work())
-
-
-def _milliseconds(call: Callable[[Work], Any], work: Work, rounds: int) -> list[float]:
-    times = []
-    for _ in range(rounds + 2):  # two to warm up
-        start = time.thread_time()
-        call(work)
-        times.append((time.thread_time() - start) * 1e3)
-    return times[2:]
-
-
-def measure(rounds: int) -> list[dict[str, Any]]:
-    """One row an operation; the coders take turns, so that a busy machine troubles both alike."""
+def call_of(case: Case, contestant: str, device: torch.device) -> Callable[[], Any]:
     work = make_work()
-    machine = {
-        "processor": common.machine(torch.device("cpu")),
-        "python": platform.python_version(),
-        "commit": common.commit(),
-    }
-    rows = []
-    for name, (ours, theirs, target) in OPERATIONS.items():
-        times: tuple[list[float], list[float]] = ([], [])
-        for _ in range(5):
-            times[0].extend(_milliseconds(ours, work, rounds))
-            times[1].extend(_milliseconds(theirs, work, max(2, rounds // 4)))
-        row: dict[str, Any] = {
-            "operation": name,
-            "symbols": SYMBOLS,
-            "bytes": len(work.stream),
-            "clock": "thread CPU time",
-        }
-        for coder, series in zip(("mlic_fast", "compressai"), times, strict=True):
-            low, _, high = quantiles(series, n=4)
-            row |= {f"{coder}_ms": round(median(series), 3), f"{coder}_quartiles_ms": [round(low, 3), round(high, 3)]}
-        row |= {"ratio": round(median(times[1]) / median(times[0]), 1), "target": target}
-        rows.append(row | machine)
-    return rows
+    return lambda: (case.ours if contestant == "mlic_fast" else case.theirs)(work)
+
+
+class RangeCoder(common.Benchmark):
+    """Coding on the CPU, of one set of symbols; what it takes besides them is no more than the stream."""
+
+    def peak(self, *_: Any) -> tuple[None, None]:
+        return None, None
+
+
+BENCHMARK = RangeCoder(
+    operation="range coder",
+    cases=CASES,
+    smoke=CASES,
+    contestants=CONTESTANTS,
+    call_of=call_of,
+    script=__file__,
+    ours="mlic_fast",
+    baseline="compressai",
+    rounds=50,
+    clock=time.thread_time,
+    on=("cpu",),
+)
+
+
+@pytest.mark.benchmark(timer=time.thread_time)
+def test_range_coder(compare: Any, case: str, device: torch.device) -> None:
+    compare(BENCHMARK, case, device)
 
 
 def main() -> None:
-    """Print the table; write the rows where asked to; fail if a ratio misses its target."""
-    parser = argparse.ArgumentParser(description="Range coder against CompressAI's.")
-    parser.add_argument("--rounds", type=int, default=20, help="repetitions of each of five turns (default 20)")
-    parser.add_argument("--json", type=Path, help="write the rows to this file, a line each")
-    options = parser.parse_args()
-    rows = measure(options.rounds)
-    print(f"{rows[0]['processor']}, Python {rows[0]['python']}, commit {rows[0]['commit']}")
-    print(f"{SYMBOLS} symbols, {rows[0]['bytes']} bytes; medians and quartiles of CPU time in ms")
-    for row in rows:
-        cells = [
-            "{:7.2f} ({:.2f} to {:.2f})".format(row[f"{coder}_ms"], *row[f"{coder}_quartiles_ms"])
-            for coder in ("mlic_fast", "compressai")
-        ]
-        print(f"{row['operation']:18} mlic_fast {cells[0]:26} compressai {cells[1]:26} {row['ratio']:5.1f} times")
-    if options.json:
-        options.json.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    if missed := [row["operation"] for row in rows if row["ratio"] < row["target"]]:
+    """Print the table; fail if a ratio misses its target."""
+    seconds = {(row.case, row.contestant): row.seconds for row in common.main(BENCHMARK)}
+    missed = [
+        case
+        for case, contestant in seconds
+        if contestant == "compressai" and seconds[case, contestant] < CASES[case].target * seconds[case, "mlic_fast"]
+    ]
+    if missed:
         raise SystemExit(f"below the target: {', '.join(missed)}")
 
 
