@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every way to compute scales against every other: does what the one writes decode with the other?
 
-    python bench/portability.py FOLDER [--jobs N] [--write]
+    python bench/portability.py FOLDER [--quick] [--jobs N] [--write]
 
 FOLDER holds at least ten photographs of 768×512 pixels or more; those (cut to that size) are coded with full-size
 weights (the seeded filling of tests/golden), others with the bundled model. Each picture is written once by each

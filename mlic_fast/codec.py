@@ -62,7 +62,7 @@ def encode(
     format: "mlic", or "official" for the layout of the official test script, which holds no alpha and no metadata.
     limits: what the picture may measure; None: Pillow's pixel limit.
     guard: protect the .mlic file against rounding differences between machines (docs/portability.md); without it
-        the file is some 0.3 % smaller, and is only sure to decode where it was written.
+        the file is some 0.2 % smaller, and is only sure to decode where it was written.
     metadata: False leaves EXIF, XMP and comments out. The colour profile stays: colours need it.
     thumbnail: pixels of the longer side of a thumbnail to put into the file, at most 512; 0: none.
     reduce_depth: 16-bit samples become 8-bit ones instead of being refused.

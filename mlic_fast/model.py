@@ -26,7 +26,7 @@ from mlic_fast.entropy.guard import DEFAULT_DELTA
 from mlic_fast.entropy.moved_boundaries import GuardReader, GuardWriter
 from mlic_fast.entropy.range_coder import Decoder, Encoder
 from mlic_fast.entropy.tables import coding_tables, forget_tables
-from mlic_fast.errors import BitstreamError, ImageError
+from mlic_fast.errors import BitstreamError, GuardError, ImageError
 from mlic_fast.limits import Limits
 from mlic_fast.nn.analysis import AnalysisTransform
 from mlic_fast.nn.channel_context import ChannelContext
@@ -136,16 +136,18 @@ class MLICPlusPlus(CompressionModel):
         Returns {"strings": [[y string], [z string of each item]], "shape": z's height and width,
         "cost_time": seconds}, and "guard": bytes if one was asked for. The y string holds the whole batch.
         Raises ImageError for other shapes, NonFiniteError where values are not finite, CodingError
-        where tables are missing or a symbol is out of the coder's range, GuardError for a δ out of range.
+        where tables are missing or a symbol is out of the coder's range, GuardError for a δ out of range, or not
+        one of each pass and channel.
         """
         start = self._seconds(x.device)
         _check_input(x)
-        mover = None if guard is None else GuardWriter(self._scale_table(), guard)
+        self._check_deltas(guard)
         with _operators(exact):
             engine = engine_for(self, self.engine_options)
             if engine is not None and x.device.type == "cuda":
                 y_string, z_strings, moves = device_steps.compress(engine, self._entropy(), x, guard)
                 return self._coded(y_string, z_strings, (x.shape[2] // 64, x.shape[3] // 64), moves, start, x.device)
+            mover = None if guard is None else GuardWriter(self._scale_table(), guard)
             y, z = self._analyse(x) if engine is None else engine.analyse(x)
             with no_autocast(x.device):
                 z_strings, z_hat = encode_hyper_latent(self.entropy_bottleneck, self._medians(), z)
@@ -329,6 +331,14 @@ class MLICPlusPlus(CompressionModel):
 
     def _entropy(self) -> device_steps.Entropy:
         return device_steps.Entropy(self.gaussian_conditional, self.entropy_bottleneck)
+
+    def _check_deltas(self, deltas: float | Tensor | None) -> None:
+        wanted = 2 * self.slice_num, self.slice_ch
+        if isinstance(deltas, Tensor) and tuple(deltas.shape) != wanted:
+            raise GuardError(
+                f"the guard's δ have the shape {list(deltas.shape)}, not that of this model's passes and channels, "
+                f"{list(wanted)}"
+            )
 
     def _scale_table(self) -> Tensor:
         return self.gaussian_conditional.get_buffer("scale_table")

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mlic_fast.checkpoint.native import with_deltas
 from mlic_fast.cli.main import main
 from mlic_fast.entropy.guard import DEFAULT_DELTA, MAX_DELTA
 from mlic_fast.errors import GuardError
@@ -91,6 +92,21 @@ def test_sizes_that_make_no_sense_are_refused(size: str) -> None:
     with pytest.raises(SystemExit) as error:
         main(["calibrate", "mlicpp-small", f"--size={size}"])
     assert error.value.code == 2
+
+
+def test_native_weights_can_be_calibrated_in_place(tmp_path: Path) -> None:
+    import mlic_fast
+    from mlic_fast.codec import model_fingerprint
+    from mlic_fast.registry import resolve
+
+    weights = tmp_path / "weights.safetensors"
+    deltas = ((MAX_DELTA,) * 32,) * 6
+    with_deltas(resolve("mlicpp-small"), weights, deltas)
+    assert float(torch.as_tensor(mlic_fast.load(weights).guard_deltas).min()) == pytest.approx(MAX_DELTA)
+    assert main(["calibrate", str(weights), "--size", "64x64", "-o", str(weights)]) == 0
+    after = mlic_fast.load(weights)
+    assert float(torch.as_tensor(after.guard_deltas).max()) < MAX_DELTA / 2
+    assert model_fingerprint(after) == model_fingerprint(mlic_fast.load("mlicpp-small"))
 
 
 def test_weights_are_not_written_over_themselves_by_another_kind(tmp_path: Path) -> None:

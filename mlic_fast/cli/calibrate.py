@@ -18,13 +18,17 @@ DESCRIPTION = (
 )
 
 EPILOG = """δ is 4 times the largest deviation found, and at least 5e-5. With -o it is stored with the weights
-in a native file, and files written with these weights then allow for it. Without calibration they
-allow for 5e-5. docs/portability.md says what δ means and what it costs.
+in a native file, which may be MODEL itself if that is one, and files written with these weights then
+allow for it. Without calibration they allow for 5e-5. docs/portability.md says what δ means and what
+it costs.
 
 examples:
   mlic-fast calibrate mlicpp-small
   mlic-fast calibrate checkpoint.pth.tar photos/*.png -o mlicpp.safetensors
   mlic-fast calibrate mlicpp.safetensors --size 3840x2160  # some 12 GB with full-size weights
+
+environment:
+  MLIC_FAST_MODELS  files and folders of weights, separated as in PATH
 """
 
 
@@ -42,14 +46,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Measure; raises this package's errors and OSError."""
+    from mlic_fast.checkpoint.native import is_native, read_header, with_deltas
     from mlic_fast.codec import open_model
     from mlic_fast.evaluate import calibration
     from mlic_fast.registry import resolve
 
+    path = resolve(options.model)
+    has_header = is_native(path) and read_header(path) is not None
     if options.output is not None:
-        common.refuse_same_file(options.model, options.output)
         if Path(options.output).suffix != ".safetensors":
             raise common.CommandError(f"{options.output}: native weights end in .safetensors")
+        if not has_header:  # of a native file nothing but δ changes
+            common.refuse_same_file(str(path), options.output)
     common.set_threads(options)
     model = open_model(options.model, options.device)
     width, height = options.size
@@ -59,10 +67,8 @@ def run(options: argparse.Namespace) -> None:
     deltas = calibration.deltas_for(found)
     if options.output is not None:
         from mlic_fast.checkpoint import convert
-        from mlic_fast.checkpoint.native import is_native, read_header, with_deltas
 
-        path = resolve(options.model)
-        if is_native(path) and read_header(path) is not None:
+        if has_header:
             with_deltas(path, options.output, deltas)
         else:
             convert(path, options.output, guard_deltas=deltas)

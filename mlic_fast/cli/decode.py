@@ -43,6 +43,7 @@ examples:
 environment:
   MLIC_FAST_MODELS       files and folders of weights, separated as in PATH
   MLIC_FAST_BACKEND      torch, cpu, triton or auto (default: auto)
+  MLIC_FAST_ENGINE       off: do without the compiled engine
   RANK, WORLD_SIZE, …    see `mlic-fast encode --help`
 """
 

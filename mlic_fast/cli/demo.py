@@ -29,6 +29,7 @@ EPILOG = """examples:
 environment:
   MLIC_FAST_MODELS   files and folders of weights, separated as in PATH
   MLIC_FAST_BACKEND  torch, cpu, triton or auto (default: auto)
+  MLIC_FAST_ENGINE   off: do without the compiled engine
 """
 
 PHOTOGRAPH = "coffee.png"

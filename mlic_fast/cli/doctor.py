@@ -24,6 +24,7 @@ EPILOG = """examples:
 environment:
   MLIC_FAST_MODELS   files and folders of weights, separated as in PATH
   MLIC_FAST_BACKEND  torch, cpu, triton or auto (default: auto)
+  MLIC_FAST_ENGINE   off: do without the compiled engine
   MLIC_FAST_ISA      generic, avx2 or avx512: the widest instructions that C++ kernels may use
 """
 

@@ -49,6 +49,7 @@ examples:
 environment:
   MLIC_FAST_MODELS       files and folders of weights, separated as in PATH
   MLIC_FAST_BACKEND      torch, cpu, triton or auto (default: auto)
+  MLIC_FAST_ENGINE       off: do without the compiled engine
   RANK, WORLD_SIZE, …    see above; RANK=0 WORLD_SIZE=1 takes a whole folder whatever started it
 """
 

@@ -85,6 +85,8 @@ class MovePlanner:
 
     def __init__(self, scale_table: Tensor, deltas: float | Tensor, device: torch.device | None = None) -> None:
         device = device or scale_table.device
+        if isinstance(deltas, Tensor):
+            delta_code(float(deltas.min()))  # below the least one, rounding of moved scales would count
         self.delta = largest(deltas)
         self._boundaries = _boundaries(_key(scale_table), delta_code(self.delta) * DELTA_UNIT)
         log = torch.from_numpy(self._boundaries.log).to(device)
@@ -232,7 +234,7 @@ class GuardReader:
                 f"slice {slice_number}, {(Pass.ANCHOR, Pass.NONANCHOR)[colour].name.lower()} positions: the scales "
                 f"computed here differ from the encoder's by more than the file allows for (δ = "
                 f"{self._reader.delta:g}), or the file is damaged; the picture cannot be decoded here. Try another "
-                "backend (MLIC_FAST_BACKEND=torch) or machine; if the file is whole, encode it again with a larger "
+                "device (--device cpu) or machine; if the file is whole, encode it again with a larger "
                 "δ (mlic-fast calibrate measures it)"
             )
 
