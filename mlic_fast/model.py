@@ -188,8 +188,7 @@ class MLICPlusPlus(CompressionModel):
         spared = 0 if len(z_strings) > 1 else PADDING_UNIT - 1
         width, height = (side * PADDING_UNIT - spared for side in (z_width, z_height))
         Limits.of(limits).check(width, height, "the picture that shape stands for", count=len(z_strings))
-        with no_autocast(device):
-            x_hat = self._read(y_string, z_strings, (z_height, z_width), exact, guard)
+        x_hat = self._read(y_string, z_strings, (z_height, z_width), exact, guard)
         return {"x_hat": x_hat, "cost_time": self._seconds(device) - start}
 
     def refresh(self) -> None:
@@ -272,21 +271,23 @@ class MLICPlusPlus(CompressionModel):
         guard: bytes | None,
     ) -> Tensor:
         """x̂ from the strings. Raises BitstreamError unless they end as they must."""
+        device = self._medians().device
 
         def read(engine: Engine | None) -> Tensor:
-            if engine is not None and self._medians().is_cuda:
+            if engine is not None and device.type == "cuda":
                 return device_steps.decompress(engine, self._entropy(), y_string, z_strings, shape, guard)
-            z_hat = decode_hyper_latent(self.entropy_bottleneck, self._medians(), z_strings, shape)
-            decoder = Decoder(coding_tables(self.gaussian_conditional), y_string)
-            mover = None if guard is None else GuardReader(self._scale_table(), guard)
-            if engine is None:
-                y_hat = walk(self, self.h_s(z_hat), None, Reader(decoder, self.gaussian_conditional, mover))
-            else:
-                steps = PackedReader(decoder, self.gaussian_conditional, mover)
-                y_hat = engine.walk(engine.hyper(z_hat), None, steps)
-            decoder.finish()
-            if mover is not None:
-                mover.finish()
+            with no_autocast(device):
+                z_hat = decode_hyper_latent(self.entropy_bottleneck, self._medians(), z_strings, shape)
+                decoder = Decoder(coding_tables(self.gaussian_conditional), y_string)
+                mover = None if guard is None else GuardReader(self._scale_table(), guard)
+                if engine is None:
+                    y_hat = walk(self, self.h_s(z_hat), None, Reader(decoder, self.gaussian_conditional, mover))
+                else:
+                    steps = PackedReader(decoder, self.gaussian_conditional, mover)
+                    y_hat = engine.walk(engine.hyper(z_hat), None, steps)
+                decoder.finish()
+                if mover is not None:
+                    mover.finish()
             return self._synthesise(y_hat) if engine is None else engine.synthesise(y_hat)
 
         Enter = Callable[[], AbstractContextManager[None]]

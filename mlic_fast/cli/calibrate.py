@@ -17,10 +17,10 @@ DESCRIPTION = (
     "made up: flat ones, noise, edges, text; photographs can be added."
 )
 
-EPILOG = """δ is 4 times the largest deviation found, and at least 5e-5. With -o it is stored with the weights
-in a native file, which may be MODEL itself if that is one, and files written with these weights then
-allow for it. Without calibration they allow for 5e-5. docs/portability.md says what δ means and what
-it costs.
+EPILOG = """δ is 4 times the largest deviation found, and at least 5e-5. With -o it is stored with the
+weights in a native file (MODEL itself, if that is one), and files written with these weights
+then allow for it. Without calibration they allow for 5e-5. docs/portability.md says what δ
+means and what it costs.
 
 examples:
   mlic-fast calibrate mlicpp-small
