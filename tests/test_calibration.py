@@ -77,10 +77,21 @@ def test_the_command_stores_what_it_measures(tmp_path: Path, capsys: pytest.Capt
 
     photograph, weights = tmp_path / "a.png", tmp_path / "calibrated.safetensors"
     Image.new("RGB", (30, 20), (200, 30, 90)).save(photograph)
-    arguments = ["calibrate", "mlicpp-small", str(photograph), "--size", "64x64", "-o", str(weights), "--json"]
+    arguments = [
+        "calibrate",
+        "mlicpp-small",
+        str(photograph),
+        "--size",
+        "64x64",
+        "--size",
+        "64x128",
+        "-o",
+        str(weights),
+        "--json",
+    ]
     assert main(arguments) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert {one["picture"] for one in facts["deviations"]} >= {"a.png", "noise", "white"}
+    assert {one["picture"] for one in facts["deviations"]} >= {"a.png", "noise 64x64", "white 64x128"}
     assert facts["delta"] == pytest.approx(max(map(max, facts["deltas"])))
     assert facts["delta"] >= 0.999 * max(DEFAULT_DELTA, 4 * facts["largest"])
     model = mlic_fast.load(weights)
@@ -103,7 +114,7 @@ def test_native_weights_can_be_calibrated_in_place(tmp_path: Path) -> None:
     deltas = ((MAX_DELTA,) * 32,) * 6
     with_deltas(resolve("mlicpp-small"), weights, deltas)
     assert float(torch.as_tensor(mlic_fast.load(weights).guard_deltas).min()) == pytest.approx(MAX_DELTA)
-    assert main(["calibrate", str(weights), "--size", "64x64", "-o", str(weights)]) == 0
+    assert main(["calibrate", str(weights), "--size", "64x64", "--size", "64x128", "-o", str(weights)]) == 0
     after = mlic_fast.load(weights)
     assert float(torch.as_tensor(after.guard_deltas).max()) < MAX_DELTA / 2
     assert model_fingerprint(after) == model_fingerprint(mlic_fast.load("mlicpp-small"))

@@ -25,7 +25,7 @@ means and what it costs.
 examples:
   mlic-fast calibrate mlicpp-small
   mlic-fast calibrate checkpoint.pth.tar photos/*.png -o mlicpp.safetensors
-  mlic-fast calibrate mlicpp.safetensors --size 3840x2160  # some 12 GB with full-size weights
+  mlic-fast calibrate mlicpp.safetensors --size 768x512 --size 3840x2160  # large ones take long
 
 environment:
   MLIC_FAST_MODELS  files and folders of weights, separated as in PATH
@@ -38,7 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("pictures", metavar="PICTURE", nargs="*", help="photographs to measure with as well")
     parser.add_argument("-o", "--output", metavar="OUT.safetensors", help="native file to write, with the δ found")
     parser.add_argument(
-        "--size", type=_size, default=(768, 512), metavar="WxH", help="of the made-up pictures (default: 768x512)"
+        "--size",
+        type=_size,
+        action="append",
+        metavar="WxH",
+        help="of the made-up pictures; may be given several times (default: 768x512)",
     )
     common.add_device_arguments(parser)
     common.add_json_argument(parser)
@@ -60,10 +64,15 @@ def run(options: argparse.Namespace) -> None:
             common.refuse_same_file(str(path), options.output)
     common.set_threads(options)
     model = open_model(options.model, options.device)
-    width, height = options.size
+    sizes = options.size or [(768, 512)]
+    made_up = (
+        (name if len(sizes) == 1 else f"{name} {width}x{height}", picture)
+        for width, height in sizes
+        for name, picture in calibration.pictures(height=height, width=width)
+    )
     photographs = [(Path(picture).name, picture) for picture in options.pictures]
     with common.progress("measuring"):
-        found = calibration.measure(model, chain(calibration.pictures(height=height, width=width), photographs))
+        found = calibration.measure(model, chain(made_up, photographs))
     deltas = calibration.deltas_for(found)
     if options.output is not None:
         from mlic_fast.checkpoint import convert
