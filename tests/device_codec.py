@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model's engine as a codec of whole calls on a device, and a model for which that takes a moment."""
+"""A model's engine as a codec of whole calls on a device, a model for which that takes a moment, and their fixtures."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
+from recorded_operators import OperatorRecorder
 
 from mlic_fast import MLICPlusPlus, ModelConfig
 from mlic_fast.engine import Engine, Options, engine_for
@@ -50,3 +52,27 @@ def tiny_model() -> Any:
         model.h_a.reduction[-1].weight.mul_(300)
     model.update()
     return model
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Any:
+    return tiny_model()
+
+
+@pytest.fixture
+def recorder() -> OperatorRecorder:
+    return OperatorRecorder()
+
+
+@pytest.fixture
+def recorded(tiny: Any, recorder: OperatorRecorder) -> Codec:
+    return Codec(tiny, Instances(recorder))
+
+
+@pytest.fixture
+def plain(tiny: Any) -> Codec:
+    return Codec(tiny, None)
+
+
+# a module assigns them to these names, which it cannot import: its tests' parameters are called so
+FIXTURES = tiny, recorder, recorded, plain

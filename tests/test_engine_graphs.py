@@ -17,7 +17,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from device_codec import DELTA, Codec, tiny_model
+from device_codec import DELTA, FIXTURES, Codec
 from recorded_operators import OperatorRecorder
 
 from mlic_fast.engine import PackedWriter
@@ -30,26 +30,7 @@ from mlic_fast.entropy.tables import coding_tables
 from mlic_fast.errors import BitstreamError, GuardError, NonFiniteError
 
 Images = Callable[..., torch.Tensor]
-
-
-@pytest.fixture(scope="module")
-def tiny() -> Any:
-    return tiny_model()
-
-
-@pytest.fixture
-def recorder() -> OperatorRecorder:
-    return OperatorRecorder()
-
-
-@pytest.fixture
-def recorded(tiny: Any, recorder: OperatorRecorder) -> Codec:
-    return Codec(tiny, Instances(recorder))
-
-
-@pytest.fixture
-def plain(tiny: Any) -> Codec:
-    return Codec(tiny, None)
+tiny, recorder, recorded, plain = FIXTURES
 
 
 def per_channel(model: Any) -> torch.Tensor:

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from device_codec import Codec, tiny_model
+from device_codec import FIXTURES, Codec
 from recorded_operators import OperatorRecorder
 
 from mlic_fast import MLICPlusPlus, ModelConfig, engine
@@ -28,26 +28,7 @@ from mlic_fast.engine.instances import VARIABLE, Instances, graph_memory
 from mlic_fast.errors import ConfigError
 
 Images = Callable[..., torch.Tensor]
-
-
-@pytest.fixture(scope="module")
-def tiny() -> Any:
-    return tiny_model()
-
-
-@pytest.fixture
-def recorder() -> OperatorRecorder:
-    return OperatorRecorder()
-
-
-@pytest.fixture
-def recorded(tiny: Any, recorder: OperatorRecorder) -> Codec:
-    return Codec(tiny, Instances(recorder))
-
-
-@pytest.fixture
-def plain(tiny: Any) -> Codec:
-    return Codec(tiny, None)
+tiny, recorder, recorded, plain = FIXTURES
 
 
 def test_two_calls_at_once_have_instances_of_their_own(

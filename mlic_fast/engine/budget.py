@@ -28,3 +28,14 @@ def strip_rows(width: int, height: int, channels: int, memory_budget: int, on_gp
     if not on_gpu:
         largest = min(largest, PREFERRED_MAP)
     return max(1, min(height, largest // of_a_unit))
+
+
+def slices_ahead(slices: int, of_a_slice: int, memory_budget: int, on_gpu: bool) -> int:
+    """For how many slices at once contributions are computed that are known early; at least 1, at most `slices`.
+
+    of_a_slice: bytes of one slice's contributions. memory_budget: as for `strip_rows`; an eighth of it may be taken.
+    On a CPU one slice at a time: larger products are no faster there, and their results would not stay in the cache.
+    """
+    if not on_gpu:
+        return 1
+    return max(1, min(slices, memory_budget // 8 // of_a_slice))

@@ -38,7 +38,8 @@ class Options(NamedTuple):
     transform_dtype: what g_a, h_a and g_s multiply in; "auto": bfloat16 where the device has instructions for it.
         The entropy path is float32-class in any case, and so are y, z and x̂.
     memory_budget: bytes that the maps of g_a and of g_s may take on the way, besides what goes in and comes out;
-        None: 512 MiB on a CPU, 2 GiB on a GPU.
+        None: 512 MiB on a CPU, 2 GiB on a GPU. On a GPU the walk over the slices may take an eighth of it for what
+        is computed for several slices at once.
     """
 
     transform_dtype: TransformType = "auto"
@@ -90,12 +91,12 @@ class Engine:
     def walk(self, hyper: Tensor, y: Tensor | None, steps: PackedSteps) -> Tensor:
         """Code every pass of every slice: hyper-parameters, y or None, and a way to code → ŷ [B, M, H/16, W/16]."""
         with no_autocast(hyper.device):
-            return walk(self._slices, hyper, y, steps)
+            return walk(self._slices, hyper, y, steps, self._budget)
 
     @torch.no_grad()
     def stages(self, hyper: Tensor) -> Stages:
         """A walk from these hyper-parameters, for a caller that takes its stages itself, without autocast."""
-        return Stages(self._slices, hyper)
+        return Stages(self._slices, hyper, self._budget)
 
     @torch.no_grad()
     def synthesise(self, y_hat: Tensor) -> Tensor:

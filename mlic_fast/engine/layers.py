@@ -7,7 +7,7 @@ Maps are [B, C, H, W] in channels-last layout. The only file of the engine that 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -69,14 +69,25 @@ def compile_module(module: nn.Module, *, dtype: torch.dtype = torch.float32, exa
     )
 
 
-def split_module(module: nn.Module, widths: Sequence[int], bias_with: int) -> list[Convolution]:
-    """One convolution for each group of a Conv2d's input channels of these widths; their sum is the layer's result.
+class Piece(NamedTuple):
+    """Weight and bias of a convolution that sees some of a layer's inputs."""
+
+    weight: Tensor  # [out, in, k, k]
+    bias: Tensor | None
+
+    def compiled(self) -> Convolution:
+        return compile_convolution(self.weight, self.bias)
+
+
+def split_module(module: nn.Module, widths: Sequence[int], bias_with: int) -> list[Piece]:
+    """A Conv2d's piece for each group of its input channels of these widths; the layer's result is the sum of theirs.
 
     The bias goes to number `bias_with`, which is to be computed first. So nothing needs to be concatenated for it.
     """
     assert isinstance(module, nn.Conv2d)
-    pieces = torch.split(module.weight, list(widths), dim=1)
-    return [compile_convolution(piece, module.bias if n == bias_with else None) for n, piece in enumerate(pieces)]
+    pieces = torch.split(module.weight.detach(), list(widths), dim=1)
+    bias = None if module.bias is None else module.bias.detach()
+    return [Piece(piece, bias if n == bias_with else None) for n, piece in enumerate(pieces)]
 
 
 def gelu_(x: Tensor) -> Tensor:

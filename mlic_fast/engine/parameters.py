@@ -19,23 +19,21 @@ from mlic_fast.nn.residual_prediction import LatentResidualPrediction
 class CompiledParameters:
     """Contexts at the positions of one colour [B, …, h, w/2] → scales and means [B, C, h, w/2].
 
-    contexts: widths of the contexts in the order of the module's inputs; hyper-parameters are the last input.
+    contexts: widths of the contexts in the order of the module's inputs; hyper-parameters are the last input. Their
+    contribution, which `add` adds to, comes from `of_hyper`.
     """
 
     def __init__(self, module: EntropyParameters, contexts: Sequence[int], hyper: int) -> None:
         layers = module.fusion
-        *self._contexts, self._hyper = split_module(layers[0], [*contexts, hyper], len(contexts))
+        *pieces, self.of_hyper = split_module(layers[0], [*contexts, hyper], len(contexts))
+        self._contexts = [piece.compiled() for piece in pieces]
         self._tail = [compile_module(layers[n]) for n in (2, 4)]
         last = layers[6]
         weights, biases = last.get_parameter("weight").chunk(2), last.get_parameter("bias").chunk(2)
         self.scales, self.means = (compile_convolution(w, b) for w, b in zip(weights, biases, strict=True))
 
-    def begin(self, hyper: Tensor) -> Tensor:
-        """The hyper-parameters' contribution [B, 320, h, w/2]."""
-        return self._hyper(hyper)
-
     def add(self, total: Tensor, number: int, context: Tensor) -> None:
-        """Adds context `number`'s contribution to `total`, in place."""
+        """Adds context `number`'s contribution to `total` [B, 320, h, w/2], in place."""
         self._contexts[number].add_to(total, context)
 
     def hidden(self, total: Tensor) -> Tensor:
@@ -45,24 +43,26 @@ class CompiledParameters:
 
 
 class CompiledResidual:
-    """Hyper means, decoded slices and the current slice → logits of the residual, [B, C, h, w]."""
+    """Hyper means, decoded slices and the current slice → logits of the residual, [B, C, h, w].
+
+    The hyper means' contribution comes from `of_hyper`.
+    """
 
     def __init__(self, module: LatentResidualPrediction, hyper_means: int, decoded: int, current: int) -> None:
         layers = module.lrp_transform
         widths = [width for width in (hyper_means, decoded, current) if width]
-        self._means, *pieces, self._current = split_module(layers[0], widths, 0)
-        self._decoded = pieces[0] if pieces else None
+        self.of_hyper, *pieces = split_module(layers[0], widths, 0)
+        *before, self._current = [piece.compiled() for piece in pieces]
+        self._decoded = before[0] if before else None
         self._tail = [compile_module(layers[n]) for n in range(2, len(layers), 2)]
 
-    def begin(self, hyper_means: Tensor, decoded: Tensor | None) -> Tensor:
-        """The contribution of what is known before the slice, [B, width, h, w]."""
-        total = self._means(hyper_means)
+    def add(self, total: Tensor, decoded: Tensor | None) -> None:
+        """Adds the contribution of the slices before this one to the hyper means' [B, width, h, w], in place."""
         if self._decoded is not None and decoded is not None:
             self._decoded.add_to(total, decoded)
-        return total
 
     def logits(self, total: Tensor, current: Tensor) -> Tensor:
-        """`begin`'s result and the current slice [B, C, h, w] → logits; overwrites `total`."""
+        """What is known before the slice, and the slice [B, C, h, w] → logits; overwrites `total`."""
         x = gelu_(self._current.add_to(total, current))
         *middle, last = self._tail
         for layer in middle:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mlic_fast.checkerboard import Pass
+from mlic_fast.engine.ahead import FirstLayers, together
 from mlic_fast.engine.contexts import (
     CompiledChannelContext,
     CompiledInterContext,
@@ -78,17 +79,28 @@ class CompiledSlices:
             colour: [CompiledResidual(module, latent, i * C, C) for i, module in enumerate(modules)]
             for colour, modules in ((Pass.ANCHOR, networks.lrp_anchor), (Pass.NONANCHOR, networks.lrp_nonanchor))
         }
+        self.parameters = {Pass.ANCHOR: self.anchor_parameters, Pass.NONANCHOR: self.nonanchor_parameters}
+        # what sees the hyper-parameters: first layers of the entropy parameters, then of the residual prediction
+        self.of_hyper = [
+            FirstLayers([network.of_hyper for network in networks[colour]])
+            for networks in (self.parameters, self.residuals)
+            for colour in Pass
+        ]
 
 
 class Stages:
     """One walk's maps, and its stages in order: for each slice `open`, `means`, `anchors`, `means`, `close`."""
 
-    def __init__(self, slices: CompiledSlices, hyper: Tensor) -> None:
-        """hyper: hyper-parameters [B, 2M, h, w], h and w even."""
+    def __init__(self, slices: CompiledSlices, hyper: Tensor, memory_budget: int) -> None:
+        """hyper: hyper-parameters [B, 2M, h, w], h and w even; memory_budget: bytes, see mlic_fast.engine.budget."""
         self._slices = slices
         batch, _, height, width = hyper.shape
-        self._hyper = {colour: pack(hyper, colour) for colour in Pass}
-        self._hyper_means = hyper[:, slices.latent :].contiguous(memory_format=LAYOUT)
+        means = hyper[:, slices.latent :].contiguous(memory_format=LAYOUT)
+        maps = [*(pack(hyper, colour) for colour in Pass), means, means]
+        ahead = together(slices.of_hyper, maps, memory_budget)
+        self._of_parameters, self._of_residuals = (
+            dict(zip(Pass, part, strict=True)) for part in (ahead[:2], ahead[2:])
+        )
 
         def empty(channels: int) -> Tensor:
             shape = (batch, channels, height, width)
@@ -99,13 +111,14 @@ class Stages:
         self._decoded: Tensor | None = None  # the slices before it
         self._queries_keys: tuple[Tensor, Tensor] | None = None  # of the previous slice
         self._total: Tensor | None = None  # what is known of the non-anchors' parameters
+        self._residual: Tensor | None = None  # what is known of the residual of the pass that is being coded
         self._hidden = hyper  # what the means that are next are computed from
 
     def open(self, i: int) -> Tensor:
         """Slice i's anchors' scales."""
         slices, C = self._slices, self._slices.width
         anchor, nonanchor = slices.anchor_parameters[i], slices.nonanchor_parameters[i]
-        total, self._total = anchor.begin(self._hyper[Pass.ANCHOR]), nonanchor.begin(self._hyper[Pass.NONANCHOR])
+        total, self._total = (self._of_parameters[colour].take(i) for colour in (Pass.ANCHOR, Pass.NONANCHOR))
         between = slices.between[i]
         if between is not None:
             self._decoded = self.y_hat[:, : i * C].contiguous(memory_format=LAYOUT)
@@ -120,10 +133,14 @@ class Stages:
         return anchor.scales(self._hidden)
 
     def means(self, i: int, colour: Pass) -> Tensor:
-        """The means to the scales that came last."""
+        """The means to the scales that came last.
+
+        What is known of the residual is computed here as well: when decoding, symbols are being read meanwhile.
+        """
         slices = self._slices
-        own = slices.anchor_parameters if colour is Pass.ANCHOR else slices.nonanchor_parameters
-        return own[i].means(self._hidden)
+        self._residual = self._of_residuals[colour].take(i)
+        slices.residuals[colour][i].add(self._residual, self._decoded)
+        return slices.parameters[colour][i].means(self._hidden)
 
     def anchors(self, i: int, values: Tensor) -> Tensor:
         """Slice i's decoded anchors [B, C, h, w/2] → its non-anchors' scales."""
@@ -147,19 +164,20 @@ class Stages:
 
     def _add(self, i: int, colour: Pass, values: Tensor) -> None:
         """Puts decoded values into the current slice and adds the residual that is predicted for them."""
-        residual = self._slices.residuals[colour][i]
-        total = residual.begin(self._hyper_means, self._decoded)
+        total, self._residual = self._residual, None
+        assert total is not None  # `means` came before
         scatter(self._current, values, colour)
-        residual_step(self._current, residual.logits(total, self._current), colour)
+        residual_step(self._current, self._slices.residuals[colour][i].logits(total, self._current), colour)
 
 
-def walk(slices: CompiledSlices, hyper: Tensor, y: Tensor | None, steps: PackedSteps) -> Tensor:
+def walk(slices: CompiledSlices, hyper: Tensor, y: Tensor | None, steps: PackedSteps, memory_budget: int) -> Tensor:
     """Code every pass of every slice in order, as `mlic_fast.nn.slices.walk` does.
 
-    hyper: hyper-parameters [B, 2M, h, w]; y: latent [B, M, h, w], or None when decoding.
+    hyper: hyper-parameters [B, 2M, h, w]; y: latent [B, M, h, w], or None when decoding;
+    memory_budget: bytes, see mlic_fast.engine.budget.
     Returns ŷ [B, M, h, w], channels-last.
     """
-    stages = Stages(slices, hyper)
+    stages = Stages(slices, hyper, memory_budget)
     C = slices.width
     for i in range(slices.count):
         y_slice = None if y is None else y[:, i * C : (i + 1) * C]
