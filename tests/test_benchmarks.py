@@ -46,7 +46,7 @@ def test_every_benchmark_runs_and_is_in_the_table(tmp_path: Path) -> None:
     )
     table = out.partition("speed comparison")[2]
     stems = {path.stem.removeprefix("bench_") for path in (ROOT / "bench").glob("bench_*.py")}
-    assert len(stems) == 6
+    assert len(stems) == 7
     for stem in stems:
         (path,) = tmp_path.glob(f"{stem}.*.json")
         rows = json.loads(path.read_text())["rows"]
@@ -58,7 +58,7 @@ def test_every_benchmark_runs_and_is_in_the_table(tmp_path: Path) -> None:
             for name, row in found.items():
                 assert row["baseline"] in found
                 assert row["seconds"] > 0
-                assert (stem == "range_coder") == (row["floor_share"] is None)
+                assert (stem in {"range_coder", "training"}) == (row["floor_share"] is None)
                 assert (stem == "model") == (row["gflop"] is not None)
                 lines = [line for line in table.splitlines() if line.startswith(f"{case[0]} ") and f" {name} " in line]
                 assert any(case[1] in line for line in lines) == (name != row["baseline"])
@@ -264,3 +264,130 @@ def test_sizes_that_are_none(bench: Callable[[str], Any], text: str) -> None:
 
     with pytest.raises(argparse.ArgumentTypeError, match="is no size"):
         bench("common").size_of(text)
+
+
+@pytest.fixture(scope="module")
+def photograph(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what passes for one."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("photographs")
+    noise = torch.randint(0, 256, (16, 24, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    Image.fromarray(noise.numpy()).resize((768, 512), Image.Resampling.BICUBIC).save(folder / "one.png")
+    return folder
+
+
+def test_settings_are_tried_and_an_interrupted_run_goes_on(
+    bench: Callable[[str], Any],
+    photograph: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tool, partial = bench("portability_settings"), tmp_path / "partial.jsonl"
+    monkeypatch.setattr(bench("trial_pictures"), "HEIGHTS", (1, 33))
+    monkeypatch.setattr(bench("trial_pictures"), "WIDTHS", (5, 61, 64))
+    command = [str(photograph), "--smoke", "--large=1", "--small=5", "--writers=3", "--partial", str(partial)]
+
+    def run(*more: str) -> dict[str, Any]:
+        tool.main([*command, *more])
+        text = capsys.readouterr().out
+        result = json.loads(text[text.index("\n{") :])
+        assert result.pop("processor seconds") > 0
+        return result
+
+    result = run()
+    assert result["pictures"] == 6
+    assert result["guarded pairs"] == 5 * 3 * 2 + 3
+    assert result["unguarded pairs"] == 3 * 2
+    assert result["guarded failures"] == 0, result["guarded failures told"]
+    cells = [
+        cell for row in result["guarded pairs and failures by writer and reader"].values() for cell in row.values()
+    ]
+    assert sum(count for count, _ in cells) == 33
+    lines = partial.read_text().splitlines(keepends=True)
+    assert len(lines) == 7
+
+    with pytest.raises(SystemExit, match="earlier run"):
+        tool.main(command)
+    with pytest.raises(SystemExit, match="other options"):
+        tool.main([*command, "--readers=1", "--resume"])
+    capsys.readouterr()
+    partial.write_text("".join(lines[:4]) + lines[4][:30])  # the third picture is there, the fourth was being written
+    assert run("--resume") == result
+    again = [json.loads(line) for line in partial.read_text().splitlines()]
+    for line, first in zip(again[1:], map(json.loads, lines[1:]), strict=True):
+        assert {**line, "seconds": 0} == {**first, "seconds": 0}
+
+
+def test_what_cannot_be_read_is_a_failure(
+    bench: Callable[[str], Any],
+    photograph: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from mlic_fast.engine import PackedReader
+    from mlic_fast.entropy.coding_steps import Reader
+
+    for reader in (PackedReader, Reader):  # scales far from the writer's, on the plain path and in the engine
+        name = "begin" if reader is PackedReader else "__call__"
+        honest = getattr(reader, name)
+
+        def off(self: Any, colour: Any, *tensors: Any, honest: Any = honest) -> Any:
+            position = len(tensors) - 2 if len(tensors) > 1 else 0  # of the scales: y, scales, means or scales alone
+            changed = [x * 1.1 if i == position else x for i, x in enumerate(tensors)]
+            return honest(self, colour, *changed)
+
+        monkeypatch.setattr(reader, name, off)
+    tool = bench("portability_settings")
+    with pytest.raises(SystemExit) as exit_code:
+        tool.main(
+            [
+                *(str(photograph), "--smoke", "--large=0", "--small=1", "--writers=1", "--readers=8"),
+                f"--partial={tmp_path / 'partial.jsonl'}",
+            ]
+        )
+    assert exit_code.value.code == 1
+    text = capsys.readouterr().out
+    result = json.loads(text[text.index("\n{") :])
+    assert result["guarded pairs"] == 8
+    told = result["guarded failures told"]
+    assert len(told) == result["guarded failures"] == 7  # the readers of the GPU path are others
+    assert all("GuardError" in one for one in told)
+    (row,) = result["unguarded pairs and failures by writer and reader"].values()
+    assert sum(failures for _, failures in row.values()) == 7
+
+
+def test_every_ordered_pair_of_settings_occurs_equally_often(bench: Callable[[str], Any]) -> None:
+    from collections import Counter
+
+    tool = bench("portability_settings")
+    plan = tool.Plan()
+    seen: dict[bool, Counter[tuple[int, int]]] = {False: Counter(), True: Counter()}
+    for trial, pairs in zip(plan.trials(), plan.pairs(), strict=True):
+        seen[trial.large].update((writer, reader) for writer, readers in pairs for reader in readers)
+    assert len(plan.trials()) == 500
+    assert sum(trial.large for trial in plan.trials()) == 50
+    for large, count in ((False, len(tool.SETTINGS)), (True, len(tool.SETTINGS) - 1)):
+        assert len(seen[large]) == count**2
+        assert max(seen[large].values()) - min(seen[large].values()) <= 1
+
+
+def test_trial_pictures(bench: Callable[[str], Any], photograph: Path) -> None:
+    from dataclasses import replace
+
+    module = bench("trial_pictures")
+    paths = module.photographs([photograph])
+    trial = module.Trial(7, "noise", 65, 5, 3, False)
+    for content in module.CONTENTS:
+        one = replace(trial, content=content)
+        pixels = module.picture(one, paths)
+        assert pixels.shape == (65, 5, 3)
+        assert pixels.dtype == "uint8"
+        assert (pixels == module.picture(one, paths)).all()
+        x = module.batch(one, paths)
+        assert tuple(x.shape) == (3, 3, *one.padded()) == (3, 3, 128, 64)
+        assert 0 <= x.min() <= x.max() <= 1
+    with pytest.raises(SystemExit, match="768×512"):
+        module.photographs([photograph / "nowhere"])
