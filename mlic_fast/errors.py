@@ -25,6 +25,10 @@ class ImageError(MlicError, ValueError):
     """A picture that cannot be read, or of a kind that is not supported."""
 
 
+class NoPicturesError(ImageError):
+    """A folder without a single picture that can be trained on."""
+
+
 class CodingError(MlicError, ValueError):
     """Symbols, indexes or tables that the range coder cannot code."""
 
@@ -67,3 +71,15 @@ class DeviceError(MlicError, RuntimeError):
 
 class BackendError(MlicError, RuntimeError):
     """A compute backend that was asked for and is not available."""
+
+
+class RecipeError(MlicError, ValueError):
+    """Settings of a training that make no sense, contradict each other, or do not fit what is being resumed."""
+
+
+class TrainingError(MlicError, RuntimeError):
+    """A training that cannot go on."""
+
+
+class CurveError(MlicError, ValueError):
+    """Points of rate and quality that make no curve, results that cannot be read, or curves that cannot be compared."""

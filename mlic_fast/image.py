@@ -121,6 +121,15 @@ def open_image(source: Any, limits: Limits | None = None, reduce_depth: bool = F
     return _from_array(source, limits, reduce_depth)
 
 
+def read_head(path: str | os.PathLike[str]) -> tuple[str, int, int]:
+    """Pillow's name of a picture's format, width and height before orientation; pixels are not decoded.
+
+    Raises FileNotFoundError, and ImageError for what is no picture.
+    """
+    with _errors_of_ours(str(path)), _opened(Path(path)) as image:
+        return image.format or "", image.width, image.height
+
+
 def to_tensor(picture: Picture) -> torch.Tensor:
     """Pixels as the model takes them: float32 [1, 3, H, W] in [0, 1]; grey is repeated."""
     import torch
@@ -224,12 +233,19 @@ def unpack_alpha(file: Mlic) -> Pixels | None:
 def _from_file(source: Path | io.BytesIO, name: str, limits: Limits, reduce_depth: bool) -> Picture:
     if isinstance(source, Path) and source.is_dir():
         raise ImageError(f"{name} is a folder: give the name of a picture in it")
+    with _errors_of_ours(name), _opened(source) as image:
+        return _from_pil(image, name, limits, reduce_depth)
+
+
+@contextlib.contextmanager
+def _opened(source: Path | io.BytesIO) -> Iterator[Image.Image]:
+    """The picture with its head read, if it is of a kind that may be read."""
     Image.init()
     formats = [key for key in Image.OPEN if key not in _REFUSED_FORMATS]
-    with warnings.catch_warnings(), _errors_of_ours(name):
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `limits` decides, and says so
         with Image.open(source, formats=formats) as image:
-            return _from_pil(image, name, limits, reduce_depth)
+            yield image
 
 
 @contextlib.contextmanager

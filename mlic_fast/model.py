@@ -21,7 +21,7 @@ from mlic_fast.config import PADDING_UNIT, ModelConfig
 from mlic_fast.device import memory_errors, resolve_device
 from mlic_fast.engine import Engine, Options, PackedReader, PackedWriter, device_steps, engine_for, forget_engines
 from mlic_fast.entropy.coding_steps import Estimator, Reader, Writer
-from mlic_fast.entropy.factorized import decode_hyper_latent, encode_hyper_latent
+from mlic_fast.entropy.factorized import decode_hyper_latent, encode_hyper_latent, likelihoods_with_noise
 from mlic_fast.entropy.guard import DEFAULT_DELTA
 from mlic_fast.entropy.moved_boundaries import GuardReader, GuardWriter
 from mlic_fast.entropy.range_coder import Decoder, Encoder
@@ -102,20 +102,25 @@ class MLICPlusPlus(CompressionModel):
         self.lrp_anchor = each_slice(lambda i: LatentResidualPrediction(M + (i + 1) * C, C, c.variant))
         self.lrp_nonanchor = each_slice(lambda i: LatentResidualPrediction(M + (i + 1) * C, C, c.variant))
 
-    def forward(self, x: Tensor) -> dict[str, Any]:
+    def forward(self, x: Tensor, noise: tuple[Tensor, Tensor] | None = None) -> dict[str, Any]:
         """Reconstruct x and estimate its rate, without coding.
 
         x: float [B, 3, H, W] in [0, 1], H and W multiples of 64.
+        noise: what is added to y [B, M, H/16, W/16] and z [B, N, H/64, W/64] for the likelihoods, in either mode,
+            uniform from -1/2 to 1/2 as a rule; None: training mode draws it, evaluation mode adds none.
         Returns {"x_hat": [B, 3, H, W], "likelihoods": {"y_likelihoods": [B, M, H/16, W/16],
         "z_likelihoods": [B, N, H/64, W/64]}}. In training mode likelihoods are those of noisy values and
         rounding passes gradients straight through.
         """
         y, z = self._analyse(x)
         with no_autocast(x.device):
-            z_likelihoods = self.entropy_bottleneck(z)[1]
+            if noise is None:
+                z_likelihoods = self.entropy_bottleneck(z)[1]
+            else:
+                z_likelihoods = likelihoods_with_noise(self.entropy_bottleneck, z, noise[1])
             medians = self._medians()
             z_hat = quantize_ste(z - medians) + medians
-            estimator = Estimator(self.gaussian_conditional)
+            estimator = Estimator(self.gaussian_conditional, None if noise is None else noise[0])
             y_hat = walk(self, self.h_s(z_hat), y, estimator)
             y_likelihoods = estimator.likelihoods()
         return {

@@ -65,6 +65,7 @@ def test_wheel_holds_what_it_must(wheel: Path) -> None:
         "weights/LICENSES.md",
         "data/coffee.png",
         "data/compare.html",
+        "data/published_rd.json",
     ):
         assert f"mlic_fast/{name}" in names
     assert {name.split("/")[0] for name in names} == {"mlic_fast", wheel.name.split("-cp")[0] + ".dist-info"}

@@ -27,7 +27,11 @@ _COMMANDS = {
     "demo": ("demo", "compress and decompress a bundled photograph"),
     "convert": ("convert", "convert a checkpoint to the native format"),
     "calibrate": ("calibrate", "measure how large the guard's δ has to be for a model"),
+    "prepare-data": ("prepare_data", "make training pictures of a folder of pictures"),
+    "eval": ("eval", "measure models and classical codecs over a folder of pictures"),
+    "plot": ("plot", "draw rate-distortion curves and compare them"),
     "compare": ("compare", "measure pictures against a reference, and make a page to look at them"),
+    "train": ("train", "train a model on a folder of pictures"),
     "models": ("models", "list the weights at hand"),
     "doctor": ("doctor", "say what is installed, and what is used and why"),
 }
@@ -36,6 +40,9 @@ _COMMANDS = {
 _EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (common.CommandError, 2),
     (common.SomeFailedError, 1),
+    (errors.RecipeError, 2),
+    (errors.TrainingError, 10),
+    (errors.CurveError, 2),
     (errors.TargetError, 9),
     (errors.WrongWeightsError, 6),
     (errors.CheckpointError, 6),
@@ -62,6 +69,7 @@ _EPILOG = """exit codes:
   7  no such device, or out of memory
   8  larger than the limit
   9  no model at hand reaches the target
+  10  a training that cannot go on
   130  interrupted (143: terminated)
 """
 

@@ -12,16 +12,21 @@ from compressai.ops import quantize_ste
 from torch import Tensor
 
 from mlic_fast.checkerboard import Pass, keep, pack, unpack
+from mlic_fast.entropy.factorized import bounded
 from mlic_fast.entropy.moved_boundaries import GuardReader, GuardWriter
 from mlic_fast.entropy.range_coder import Decoder, Encoder
 from mlic_fast.ops.coding_steps import check_flags, decode_indexes, decode_values, encode_step
 
 
 class Estimator:
-    """Rounds y about its means with a straight-through gradient and collects the likelihoods."""
+    """Rounds y about its means with a straight-through gradient and collects the likelihoods.
 
-    def __init__(self, gaussian: GaussianConditional) -> None:
+    noise: [B, M, h, w], added to y for the likelihoods; None: in training mode, noise is drawn.
+    """
+
+    def __init__(self, gaussian: GaussianConditional, noise: Tensor | None = None) -> None:
         self._gaussian = gaussian
+        self._noise = noise
         self._likelihoods: list[Tensor] = []
         self._anchor_parameters: tuple[Tensor, Tensor] | None = None
 
@@ -35,8 +40,17 @@ class Estimator:
             # noise is drawn and gradients are added.
             anchor_scales, anchor_means = self._anchor_parameters
             self._anchor_parameters = None
-            self._likelihoods.append(self._gaussian(y, anchor_scales + scales, anchor_means + means)[1])
+            self._likelihoods.append(self._likelihood(y, anchor_scales + scales, anchor_means + means))
         return quantize_ste(keep(y, colour) - means) + means
+
+    def _likelihood(self, y: Tensor, scales: Tensor, means: Tensor) -> Tensor:
+        if self._noise is None:
+            likelihood: Tensor = self._gaussian(y, scales, means)[1]
+            return likelihood
+        first = sum(done.shape[1] for done in self._likelihoods)
+        noisy = y + self._noise[:, first : first + y.shape[1]]
+        likelihood = self._gaussian._likelihood(noisy, scales, means)
+        return bounded(self._gaussian, likelihood)
 
     def likelihoods(self) -> Tensor:
         """Likelihoods of y [B, M, h, w], anchor and non-anchor parameters merged; noise in training mode."""

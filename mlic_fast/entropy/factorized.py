@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
-from compressai.entropy_models import EntropyBottleneck
+from compressai.entropy_models import EntropyBottleneck, EntropyModel
 from torch import Tensor
 
 from mlic_fast.entropy.range_coder import decode_many, encode_many
@@ -18,6 +18,20 @@ from mlic_fast.finite import check_finite
 
 def _channel_indexes(channels: int, height: int, width: int) -> npt.NDArray[np.int32]:
     return np.repeat(np.arange(channels, dtype=np.int32), height * width)
+
+
+def bounded(entropy_model: EntropyModel, likelihoods: Tensor) -> Tensor:
+    """The likelihoods, kept away from zero as the entropy model keeps those of its own forward."""
+    if entropy_model.use_likelihood_bound:
+        likelihoods = entropy_model.likelihood_lower_bound(likelihoods)
+    return likelihoods
+
+
+def likelihoods_with_noise(bottleneck: EntropyBottleneck, z: Tensor, noise: Tensor) -> Tensor:
+    """Likelihoods of z + noise, all [B, N, h, w]: those of the bottleneck in training mode, with the noise given."""
+    channels = (z + noise).transpose(0, 1)
+    likelihoods = bottleneck._likelihood(channels.reshape(len(channels), 1, -1))[0]
+    return bounded(bottleneck, likelihoods).reshape(channels.shape).transpose(0, 1).contiguous()
 
 
 def encode_hyper_latent(bottleneck: EntropyBottleneck, medians: Tensor, z: Tensor) -> tuple[list[bytes], Tensor]:

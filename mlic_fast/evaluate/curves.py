@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rate-distortion curves: averages over a set of pictures, one point a model or quality, and the files they are in.
+
+The files are those of `compressai.utils.eval_model`: {"name", "description", "results": {"bpp": […], "psnr-rgb": […],
+"ms-ssim-rgb": […], …}}, which `compressai.utils.plot` reads. Older ones say "psnr" and "ms-ssim".
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mlic_fast.errors import CurveError
+
+Metric = Literal["psnr", "ms-ssim"]
+
+# A file of results has some kilobytes.
+_MAX_BYTES = 2**24
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Points by rising rate.
+
+    name: for legends and tables. bpp: bits per pixel. psnr: decibels. ms_ssim: 0 to 1; None where it was not
+    measured. psnr and ms_ssim have as many values as bpp.
+    """
+
+    name: str
+    bpp: tuple[float, ...]
+    psnr: tuple[float, ...] | None = None
+    ms_ssim: tuple[float, ...] | None = None
+
+    def points(self, metric: Metric = "psnr") -> list[tuple[float, float]]:
+        """(bpp, decibels) of each point; MS-SSIM as −10·log10(1 − MS-SSIM).
+
+        Raises CurveError where the metric was not measured or has no number in decibels.
+        """
+        values = self.psnr if metric == "psnr" else self.ms_ssim
+        if values is None:
+            raise CurveError(f"{self.name} has no {metric} values")
+        if metric == "ms-ssim":
+            values = tuple(ms_ssim_decibels(value) for value in values)
+        if not all(map(math.isfinite, values)):
+            raise CurveError(f"{self.name} has points without loss, which no curve can show")
+        return sorted(zip(self.bpp, values, strict=True))
+
+
+def ms_ssim_decibels(ms_ssim: float) -> float:
+    """−10·log10(1 − MS-SSIM), which spreads values near 1; infinite for 1."""
+    return math.inf if ms_ssim >= 1 else -10 * math.log10(1 - ms_ssim)
+
+
+def read_curve(path: str | os.PathLike[str]) -> Curve:
+    """Read a file of results. Raises OSError, and CurveError for what is no such file."""
+    file = Path(path)
+    with file.open("rb") as opened:
+        content = opened.read(_MAX_BYTES + 1)
+    if len(content) > _MAX_BYTES:
+        raise CurveError(f"{file} is larger than {_MAX_BYTES:,} bytes: no file of results is")
+    try:
+        data = json.loads(content)
+    except (ValueError, RecursionError):
+        raise CurveError(
+            f"{file} is no JSON: name files that `mlic-fast eval -o` or compressai.utils.eval_model wrote"
+        ) from None
+    try:
+        return curve_of(data, file.stem)
+    except CurveError as error:
+        raise CurveError(f"{file}: {error}") from None
+
+
+def curve_of(data: Any, name: str) -> Curve:
+    """The curve in the contents of a file of results; name: what it is called if it does not say. Raises CurveError."""
+    results = data.get("results", data) if isinstance(data, Mapping) else None
+    if not isinstance(results, Mapping):
+        raise CurveError('there are no "results" in it')
+    bpp = _numbers(results, ("bpp",))
+    psnr, ms_ssim = _numbers(results, ("psnr-rgb", "psnr")), _numbers(results, ("ms-ssim-rgb", "ms-ssim"))
+    if not bpp or (psnr is None and ms_ssim is None):
+        raise CurveError('there are no "bpp" with "psnr-rgb" or "ms-ssim-rgb" in its results')
+    if any(values is not None and len(values) != len(bpp) for values in (psnr, ms_ssim)):
+        raise CurveError("its lists of bpp, PSNR and MS-SSIM differ in length")
+    if min(bpp) <= 0:
+        raise CurveError("bits per pixel are positive numbers")
+    if ms_ssim is not None and not all(-1 <= value <= 1 for value in ms_ssim):
+        raise CurveError("MS-SSIM is at most 1; values in decibels are not read")
+    told = data.get("name")
+    return Curve(told if isinstance(told, str) and told else name, bpp, psnr, ms_ssim)
+
+
+def _numbers(results: Mapping[str, Any], keys: Sequence[str]) -> tuple[float, ...] | None:
+    """The list under the first of the keys that is there; None if none is. Raises CurveError."""
+    for key in keys:
+        values = results.get(key)
+        if values is None:
+            continue
+        if not isinstance(values, list) or not all(_is_number(value) for value in values):
+            raise CurveError(f'"{key}" is not a list of finite numbers')
+        return tuple(float(value) for value in values)
+    return None
+
+
+def _is_number(value: Any) -> bool:
+    # a whole number may have more digits than a float can hold
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e12

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Validation by real coding: pictures go to files and back, and size and quality are those of the files."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from mlic_fast.codec import decode, encode
+from mlic_fast.errors import MlicError
+from mlic_fast.evaluate.metrics import bits_per_pixel, measure
+from mlic_fast.image import open_image
+from mlic_fast.train.distributed import Processes
+from mlic_fast.train.picture_files import find_pictures
+from mlic_fast.train.recipe import Recipe
+from mlic_fast.train.step import Trainee
+
+# Of training pictures, which may be large and many, a part in the middle is enough.
+_TRAINING_SIDE = 512
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Means over the pictures that were coded; ms_ssim is None if all are too small for it.
+
+    loss: as in training, of files and rounded pictures; infinite if pictures failed. failed: how many could not
+    be coded; reason: why one of them, if it was this process's.
+    """
+
+    loss: float
+    bpp: float
+    psnr: float
+    ms_ssim: float | None
+    images: int
+    failed: int
+    seconds: float
+    reason: str = ""
+
+
+class Validator:
+    """Codes the same few pictures each time.
+
+    folder: of pictures to validate on, coded whole; None: pictures of the training data, of which the middle is taken.
+    Raises NoPicturesError.
+    """
+
+    def __init__(self, recipe: Recipe, data: Path, folder: Path | None, group: Processes) -> None:
+        self._recipe, self._group = recipe, group
+        found = find_pictures(data if folder is None else folder)
+        count = min(recipe.validation_images, len(found))
+        chosen = [found[index * len(found) // count] for index in range(count)]
+        self._own: Sequence[Path] = chosen[group.rank :: group.world]
+        self._side = _TRAINING_SIDE if folder is None else 0
+        self.count = count
+
+    def run(self, trainee: Trainee) -> Validation:
+        """Validate the weights that are for use. The coding tables are computed anew."""
+        start = time.monotonic()
+        model, average = trainee.model, trainee.average
+        sums, reason = np.zeros(7), ""
+        with average.in_place() if average else nullcontext():
+            model.update(force=True)
+            model.eval()
+            try:
+                for path in self._own:
+                    try:
+                        sums += self._one(trainee, path)
+                    except MlicError as error:
+                        sums[6] += 1
+                        reason = f"{path}: {error}"
+            finally:
+                model.train()
+                # compiled from weights that are about to change
+                model.refresh()
+        loss, bpp, psnr, similarity, similar, coded, failed = self._group.summed(sums.tolist())
+        images = max(coded, 1)
+        return Validation(
+            loss=loss / images if coded and not failed else float("inf"),
+            bpp=bpp / images,
+            psnr=psnr / images,
+            ms_ssim=similarity / similar if similar else None,
+            images=int(coded),
+            failed=int(failed),
+            seconds=time.monotonic() - start,
+            reason=reason,
+        )
+
+    def _one(self, trainee: Trainee, path: Path) -> npt.NDArray[np.float64]:
+        """Loss, bpp, PSNR, MS-SSIM or 0, whether it is defined, 1, 0."""
+        picture = open_image(path, reduce_depth=True).pixels
+        pixels = np.repeat(picture[..., None], 3, axis=2) if picture.ndim == 2 else picture
+        if self._side:
+            top, left = (max(0, (size - self._side) // 2) for size in pixels.shape[:2])
+            pixels = np.ascontiguousarray(pixels[top : top + self._side, left : left + self._side])
+        data = encode(pixels, trainee.model)
+        decoded = np.asarray(decode(data, trainee.model).convert("RGB"))
+        height, width = pixels.shape[:2]
+        bpp = bits_per_pixel(len(data), height, width)
+        psnr, similarity = measure(pixels, decoded)
+        if self._recipe.metric == "mse":
+            distortion = float(np.square(pixels.astype(np.float64) - decoded).mean())
+        else:
+            # small pictures have no MS-SSIM; they count by their rate alone
+            distortion = 0.0 if similarity is None else 1 - similarity
+        loss = self._recipe.lmbda * distortion + bpp
+        return np.array(
+            [loss, bpp, min(psnr, 100.0), similarity or 0.0, similarity is not None, 1, 0], dtype=np.float64
+        )
