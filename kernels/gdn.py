@@ -323,12 +323,14 @@ def gdn_backward_ref(
     beta, gamma, transposed = beta.to(wide)[:, None], gamma.to(wide), gamma.t().to(wide).contiguous()
     dx = torch.empty_like(x, memory_format=format_of(x))
     dbeta, dgamma = beta.new_zeros(len(beta)), gamma.new_zeros(gamma.shape)
+    last = format_of(x) == torch.channels_last
     for x_image, grad_image, dx_image in zip(x.flatten(2), grad.flatten(2), dx.flatten(2), strict=True):
         blocks = (maps.split(PLAIN_BLOCK, dim=1) for maps in (x_image, grad_image, dx_image))
         for x_block, grad_block, dx_block in zip(*blocks, strict=True):
             x_wide = x_block.to(wide)
             squares = x_wide * x_wide
-            norm = torch.addmm(beta, gamma, squares)
+            # in the layout of x, so that what is combined with it below is read in one order
+            norm = torch.addmm(beta.t(), squares.t(), gamma.t()).t() if last else torch.addmm(beta, gamma, squares)
             root = norm.sqrt_() if inverse else norm.rsqrt_()
             direct = grad_block.to(wide) * root
             u = direct * x_wide  # g·x·root, and then times the rest of the derivative: 1 / (2·norm), below zero for GDN
@@ -336,7 +338,8 @@ def gdn_backward_ref(
             u = u.div_(root).mul_(0.5) if inverse else u.mul_(root).mul_(-0.5)
             dgamma.addmm_(u, squares.t())
             dbeta += u.sum(1)
-            dx_block.copy_(direct.addcmul_(torch.mm(transposed, u), x_wide, value=2))
+            product = torch.mm(u.t(), gamma).t() if last else torch.mm(transposed, u)
+            dx_block.copy_(direct.addcmul_(product, x_wide, value=2))
     return dx, dbeta, dgamma
 
 

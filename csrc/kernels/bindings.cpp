@@ -23,4 +23,5 @@ PYBIND11_MODULE(_cpu_kernels, module) {
   mlic::kernels::bind_coding_steps(module);
   mlic::kernels::bind_gdn(module);
   mlic::kernels::bind_local_attention(module);
+  mlic::kernels::bind_winograd(module);
 }

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
-from mlic_fast.nn.blocks import DownsamplingBlock, ResidualBlock, conv
+from mlic_fast.nn.blocks import DownsamplingBlock, ResidualBlock, conv, for_training
 
 
 class AnalysisTransform(nn.Module):
@@ -24,5 +25,5 @@ class AnalysisTransform(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.analysis_transform(x)
-        return y
+        y: Tensor = self.analysis_transform(for_training(x))
+        return y.contiguous() if torch.is_grad_enabled() else y

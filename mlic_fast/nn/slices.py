@@ -13,7 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from mlic_fast.checkerboard import Pass
+from mlic_fast.backend import choose
+from mlic_fast.checkerboard import Pass, pack, unpack
 from mlic_fast.nn.local_context import shared_mask
 from mlic_fast.nn.residual_prediction import add_residual
 
@@ -55,7 +56,7 @@ def walk(networks: SliceNetworks, hyper: Tensor, y: Tensor | None, code: CodePas
             inter = networks.global_inter_context[i](torch.cat(decoded, dim=1))
             contexts = [inter, networks.channel_context[i](torch.cat(decoded, dim=1)), hyper]
 
-        scales, means = networks.entropy_parameters_anchor[i](torch.cat(contexts, dim=1)).chunk(2, dim=1)
+        scales, means = _parameters(networks.entropy_parameters_anchor[i], contexts, Pass.ANCHOR)
         anchors = code(Pass.ANCHOR, y_slice, scales, means)
         known = torch.cat([hyper_means, *decoded, anchors], dim=1)
         anchors = add_residual(networks.lrp_anchor[i], known, anchors, Pass.ANCHOR)
@@ -64,8 +65,18 @@ def walk(networks: SliceNetworks, hyper: Tensor, y: Tensor | None, code: CodePas
             contexts.insert(0, networks.global_intra_context[i](decoded[-1], anchors))
         contexts.insert(0, networks.local_context[i](anchors, mask))
 
-        scales, means = networks.entropy_parameters_nonanchor[i](torch.cat(contexts, dim=1)).chunk(2, dim=1)
+        scales, means = _parameters(networks.entropy_parameters_nonanchor[i], contexts, Pass.NONANCHOR)
         both = anchors + code(Pass.NONANCHOR, y_slice, scales, means)
         known = torch.cat([hyper_means, *decoded, both], dim=1)
         decoded.append(add_residual(networks.lrp_nonanchor[i], known, both, Pass.NONANCHOR))
     return torch.cat(decoded, dim=1)
+
+
+def _parameters(network: nn.Module, contexts: list[Tensor], colour: Pass) -> tuple[Tensor, ...]:
+    """Scales and means [B, C, h, w] of a pass, valid at the colour's positions."""
+    known = torch.cat(contexts, dim=1)
+    if torch.is_grad_enabled() and choose(known) != "torch":
+        # position by position, so half the work and half of what the gradients keep
+        return unpack(network(pack(known, colour)), colour).chunk(2, dim=1)
+    parameters: Tensor = network(known)
+    return parameters.chunk(2, dim=1)

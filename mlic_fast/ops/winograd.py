@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""3×3 convolution by Winograd's F(2×2, 3×3): 16 products for 4 positions instead of 36, with gradients.
+
+For training in float32 on a CPU, where PyTorch's convolutions run at the speed of the processor's multipliers
+already. With B, G and A as in Lavin and Gray (arXiv 1509.09308), for each tile of 2×2 positions
+y = Aᵀ [Σ_c (G g Gᵀ) ⊙ (Bᵀ d B)] A; the sums over channels are 16 matrix products over all tiles. All entries are 0, 1,
+−1 or 1/2, so that the result is about as exact as the direct sum. The gradient of x is such a convolution again; that
+of the weights is Gᵀ [Σ_tiles (A y' Aᵀ) ⊙ (Bᵀ d B)] G.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mlic_fast import backend
+
+CHANNELS = 16  # widths are multiples of it
+COEFFICIENTS = 16
+
+# Maps with fewer positions than this, batch included, are left to PyTorch: transforming the weights costs too much.
+MIN_POSITIONS = 1024
+
+# Floats of the coefficients of a block of tiles, so that those of x and of the result stay in the cache together; but
+# a block has at least so many tiles, since products of fewer rows are slow.
+BLOCK_FLOATS = 3 * 2**17
+LEAST_TILES = 128
+
+# Tiles of a block are a multiple of this but not of twice it, or the addresses of a tile's coefficients would fall
+# into the same few places of the cache.
+_TILES = 8
+
+# G, from the three weights in a row to four coefficients.
+_G = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
+
+
+def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Tensor:
+    """Convolution of x [B, in, H, W], or of GELU(x), with weight [out, in, 3, 3] and padding 1, plus bias [out].
+
+    Where `fits` says so, by Winograd's method: the result [B, out, H, W] is in channels-last layout then, and x and its
+    gradient should be. Elsewhere it is F.conv2d of F.gelu. Differentiable in x, weight and bias; of the activations x
+    alone is kept, and GELU(x) computed again.
+    """
+    if not fits(x, weight):
+        result: Tensor = F.conv2d(F.gelu(x) if gelu else x, weight, bias, padding=1)
+        return result
+    result = torch.ops.mlic_fast.conv3x3(x, weight, bias, gelu)
+    return result
+
+
+def fits(x: Tensor, weight: Tensor) -> bool:
+    """Whether `conv3x3` takes Winograd's method: float32 without autocast on the `cpu` backend, fitting sizes."""
+    return (
+        x.dtype == weight.dtype == torch.float32
+        and on_cpu_kernels(x)
+        and weight.shape[2:] == (3, 3)
+        and weight.shape[0] % CHANNELS == weight.shape[1] % CHANNELS == 0
+        and x.shape[2] % 2 == x.shape[3] % 2 == 0
+        and x.shape[0] * x.shape[2] * x.shape[3] >= MIN_POSITIONS
+    )
+
+
+def on_cpu_kernels(x: Tensor) -> bool:
+    """Whether operations on x take the C++ kernels, and no autocast shortens their numbers."""
+    return x.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and backend.choose(x) == "cpu"
+
+
+@torch.library.custom_op("mlic_fast::conv3x3", mutates_args=())
+def _conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
+    return _convolve(F.gelu(x) if gelu else x, _coefficients(weight), bias)
+
+
+@_conv3x3.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
+    return _empty(x, weight.shape[0])
+
+
+@torch.library.custom_op("mlic_fast::conv3x3_backward", mutates_args=())
+def _conv3x3_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, gelu: bool, needs_x: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x (empty unless needed), of the weights and of the bias."""
+    grad, argument = _last(grad), _last(x)
+    x = F.gelu(argument) if gelu else argument
+    out_channels, in_channels = weight.shape[:2]
+    total = x.new_zeros(COEFFICIENTS, in_channels, out_channels)
+    for first, of_x, of_grad in _blocks(x, in_channels, out_channels):
+        _kernel("input", x, first, of_x)
+        _kernel("gradient", grad, first, of_grad)
+        total.baddbmm_(of_x.transpose(1, 2), of_grad)  # [16, in, out]
+    weight_grad = (_transform(total).t() @ total.flatten(1)).view(3, 3, in_channels, out_channels).permute(3, 2, 0, 1)
+    bias_grad = grad.sum(dim=(0, 2, 3))
+    if not needs_x:
+        return grad.new_empty(0), weight_grad.contiguous(), bias_grad
+    del x  # before the next map of its size
+    x_grad = _convolve(grad, _coefficients(weight.flip(2, 3).transpose(0, 1)), None)
+    if gelu:
+        torch.ops.aten.gelu_backward.grad_input(x_grad, argument, grad_input=x_grad)
+    return x_grad, weight_grad.contiguous(), bias_grad
+
+
+@_conv3x3_backward.register_fake
+def _(grad: Tensor, x: Tensor, weight: Tensor, gelu: bool, needs_x: bool) -> tuple[Tensor, Tensor, Tensor]:
+    x_grad = _empty(x, weight.shape[1]) if needs_x else x.new_empty(0)
+    return x_grad, weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, bias, ctx.gelu = inputs
+    ctx.save_for_backward(x, weight)
+    ctx.has_bias = bias is not None
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None, None]:
+    x, weight = ctx.saved_tensors
+    needs_x = ctx.needs_input_grad[0]
+    x_grad, weight_grad, bias_grad = torch.ops.mlic_fast.conv3x3_backward(grad, x, weight, ctx.gelu, needs_x)
+    return x_grad if needs_x else None, weight_grad, bias_grad if ctx.has_bias else None, None
+
+
+_conv3x3.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _convolve(x: Tensor, coefficients: Tensor, bias: Tensor | None) -> Tensor:
+    """x [B, in, H, W] with transformed weights [16, in, out]: [B, out, H, W], both channels-last."""
+    x = _last(x)
+    in_channels, out_channels = coefficients.shape[1:]
+    y = _empty(x, out_channels)
+    bias = None if bias is None else bias.contiguous()
+    for first, of_x, of_y in _blocks(x, in_channels, out_channels):
+        _kernel("input", x, first, of_x)
+        torch.bmm(of_x, coefficients, out=of_y)
+        backend.cpu_kernels.winograd_output(
+            of_y.data_ptr(),
+            of_y.stride(0),
+            _shape(y),
+            first,
+            of_y.shape[1],
+            0 if bias is None else bias.data_ptr(),
+            y.data_ptr(),
+            torch.get_num_threads(),
+        )
+    return y
+
+
+def _blocks(x: Tensor, in_channels: int, out_channels: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Tiles in blocks: the first one, and room for two sets of coefficients [16, tiles, channels], the same for all."""
+    batch, _, height, width = x.shape
+    tiles = batch * (height // 2) * (width // 2)
+    most = max(LEAST_TILES, BLOCK_FLOATS // (COEFFICIENTS * max(in_channels, out_channels)))
+    most = min(most // (2 * _TILES) * 2 * _TILES + _TILES, tiles)
+    rooms = [x.new_empty(COEFFICIENTS * most * channels) for channels in (in_channels, out_channels)]
+    for first in range(0, tiles, most):
+        count = min(most, tiles - first)
+        of_in, of_out = (
+            room[: COEFFICIENTS * count * channels].view(COEFFICIENTS, count, channels)
+            for room, channels in zip(rooms, (in_channels, out_channels), strict=True)
+        )
+        yield first, of_in, of_out
+
+
+def _kernel(name: str, x: Tensor, first: int, out: Tensor) -> None:
+    run = getattr(backend.cpu_kernels, f"winograd_{name}")
+    run(x.data_ptr(), _shape(x), first, out.shape[1], out.data_ptr(), out.stride(0), torch.get_num_threads())
+
+
+def _coefficients(weight: Tensor) -> Tensor:
+    """G g Gᵀ of weights [out, in, 3, 3]: [16, in, out]."""
+    out_channels, in_channels = weight.shape[:2]
+    rows = weight.permute(2, 3, 1, 0).reshape(9, in_channels * out_channels)
+    return (_transform(weight) @ rows).view(COEFFICIENTS, in_channels, out_channels)
+
+
+def _transform(like: Tensor) -> Tensor:
+    """g → G g Gᵀ as a matrix [16, 9]."""
+    g = like.new_tensor(_G)
+    return torch.kron(g, g)
+
+
+def _shape(x: Tensor) -> tuple[int, int, int, int]:
+    batch, channels, height, width = x.shape
+    return batch, height, width, channels
+
+
+def _last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _empty(x: Tensor, channels: int) -> Tensor:
+    return torch.empty(
+        (x.shape[0], channels, *x.shape[2:]), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
+    )

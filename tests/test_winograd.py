@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Winograd's convolution: as exact as the direct one, gradients too, for every layout, block and instruction set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mlic_fast import backend
+from mlic_fast.backend import use_backend
+from mlic_fast.ops import winograd
+from mlic_fast.ops.winograd import conv3x3, fits
+
+pytestmark = pytest.mark.skipif(backend.report()["cpu"] is not None, reason="the C++ kernels are not built")
+
+ROWS = [
+    pytest.param(1, 16, 16, 2, 2, id="one-tile"),
+    pytest.param(1, 16, 48, 2, 66, id="one-row"),
+    pytest.param(3, 48, 16, 10, 6, id="batch-3"),
+    pytest.param(2, 32, 64, 34, 36, id="wider"),
+    pytest.param(1, 192, 96, 12, 8, id="narrower"),
+]
+
+
+@pytest.fixture(autouse=True)
+def small_maps_too(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(winograd, "MIN_POSITIONS", 1)
+    with use_backend("cpu"):
+        yield
+
+
+def inputs(batch: int, in_channels: int, out_channels: int, height: int, width: int) -> list[Tensor]:
+    """x, weight, bias and the result's gradient."""
+    random = torch.Generator().manual_seed(0)
+    shapes = (
+        (batch, in_channels, height, width),
+        (out_channels, in_channels, 3, 3),
+        (out_channels,),
+        (batch, out_channels, height, width),
+    )
+    return [torch.randn(shape, generator=random) for shape in shapes]
+
+
+def direct(x: Tensor, weight: Tensor, bias: Tensor | None, grad: Tensor, gelu: bool) -> list[Tensor]:
+    """The result and all gradients, by PyTorch's own operators in the dtype of x."""
+    leaves = [t.detach().clone().requires_grad_() for t in (x, weight, bias) if t is not None]
+    y = F.conv2d(F.gelu(leaves[0]) if gelu else leaves[0], *leaves[1:], padding=1)
+    return [y.detach(), *torch.autograd.grad(y, leaves, grad)]
+
+
+def ours(x: Tensor, weight: Tensor, bias: Tensor | None, grad: Tensor, gelu: bool) -> list[Tensor]:
+    leaves = [t.detach().requires_grad_() for t in (x, weight, bias) if t is not None]
+    y = conv3x3(*leaves, gelu=gelu)  # type: ignore[arg-type]
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    return [y.detach(), *torch.autograd.grad(y, leaves, grad)]
+
+
+def check(found: list[Tensor], given: list[Tensor | None], gelu: bool) -> None:
+    """Errors are at most twice those of PyTorch's convolution, both against float64."""
+    x, weight, bias, grad = given
+    wide = [None if t is None else t.double() for t in given]
+    reference = direct(*wide, gelu)  # type: ignore[arg-type]
+    plain = direct(x, weight, bias, grad, gelu)  # type: ignore[arg-type]
+    assert len(found) == len(reference)
+    for one, other, exact in zip(found, plain, reference, strict=True):
+        assert one.shape == exact.shape
+        allowed = 2 * float((other - exact).abs().max()) + 2e-6 * float(exact.abs().max())
+        assert float((one - exact).abs().max()) <= allowed
+
+
+@pytest.mark.parametrize("gelu", [False, True], ids=["plain", "gelu"])
+@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])
+@pytest.mark.parametrize(("batch", "in_channels", "out_channels", "height", "width"), ROWS)
+def test_result_and_gradients(
+    monkeypatch: pytest.MonkeyPatch,
+    isa: str,
+    gelu: bool,
+    batch: int,
+    in_channels: int,
+    out_channels: int,
+    height: int,
+    width: int,
+) -> None:
+    monkeypatch.setenv("MLIC_FAST_ISA", isa)
+    if backend.report()["cpu"] is not None:
+        pytest.skip("this processor has no such instructions")
+    given = inputs(batch, in_channels, out_channels, height, width)
+    check(ours(*given, gelu), [*given], gelu)
+
+
+def test_blocks_of_tiles_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = inputs(3, 16, 32, 14, 10)
+    monkeypatch.setattr(winograd, "LEAST_TILES", 1)
+    for floats in (1, 20_000, 2**22):  # 8 tiles, 40 and all of 105
+        monkeypatch.setattr(winograd, "BLOCK_FLOATS", floats)
+        check(ours(*given, True), [*given], True)
+
+
+def test_layouts_make_no_difference() -> None:
+    x, weight, bias, grad = inputs(2, 16, 32, 8, 6)
+    wanted = ours(x, weight, bias, grad, False)
+    wide = torch.zeros(2, 20, 9, 6)
+    wide[:, 2:18, 1:] = x
+    last = torch.channels_last
+    for maps in (
+        (x.contiguous(memory_format=last), weight, bias, grad.contiguous(memory_format=last)),
+        (wide[:, 2:18, 1:], weight.contiguous(memory_format=last), bias, grad),
+        (x, weight.transpose(0, 1).contiguous().transpose(0, 1), bias, grad.sum(1, keepdim=True).expand(grad.shape)),
+    ):
+        found = ours(*maps, False)
+        assert torch.equal(found[0], wanted[0])
+        check(found, [*maps], False)
+
+
+def test_without_bias_and_without_gradients_of_x() -> None:
+    x, weight, _, grad = inputs(2, 16, 32, 8, 6)
+    check(ours(x, weight, None, grad, False), [x, weight, None, grad], False)
+    leaf = weight.clone().requires_grad_()
+    (weight_grad,) = torch.autograd.grad(conv3x3(x, leaf), leaf, grad)
+    assert torch.equal(weight_grad, ours(x, weight, None, grad, False)[2])
+
+
+def test_every_value_is_written_and_what_is_not_finite_shows() -> None:
+    x, weight, bias, _ = inputs(1, 16, 16, 8, 8)
+    x[0, 3, 4, 4] = torch.nan
+    y = conv3x3(x, weight, bias)
+    assert y[0, :, 3:6, 3:6].isnan().all()
+    # a tile's four values are formed of the same numbers, so its neighbours may be lost with it, others may not
+    assert y[0, :, :2].isfinite().all()
+    assert y[0, :, :, :2].isfinite().all()
+
+
+def test_what_it_is_not_for_goes_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, bias, _ = inputs(2, 16, 32, 8, 6)
+    assert fits(x, weight)
+    assert not fits(x.double(), weight.double())
+    assert not fits(x.bfloat16(), weight.bfloat16())
+    assert not fits(x[:, :, 1:], weight)
+    assert not fits(x[..., 1:], weight)
+    assert not fits(x[:, :8], weight[:, :8])
+    assert not fits(x, weight[:12])
+    assert not fits(x, weight[:, :, 1:2, 1:2])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not fits(x, weight)
+        assert conv3x3(x, weight, bias).dtype == torch.bfloat16
+    monkeypatch.setattr(winograd, "MIN_POSITIONS", 2 * 8 * 6 + 1)
+    assert not fits(x, weight)
+    assert torch.equal(conv3x3(x, weight, bias, gelu=True), F.conv2d(F.gelu(x), weight, bias, padding=1))
+    monkeypatch.setattr(winograd, "MIN_POSITIONS", 1)
+    with use_backend("torch"):
+        assert not fits(x, weight)
+        assert torch.equal(conv3x3(x, weight, bias), F.conv2d(x, weight, bias, padding=1))
+
+
+def test_the_operator_is_registered_as_pytorch_wants_it() -> None:
+    x, weight, bias, _ = (t.requires_grad_() for t in inputs(2, 16, 32, 4, 6))
+    for arguments in ((x, weight, bias, True), (x, weight, None, False)):
+        torch.library.opcheck(torch.ops.mlic_fast.conv3x3.default, arguments)
+
+
+def test_kernels_refuse_what_would_leave_the_maps() -> None:
+    kernels = backend.cpu_kernels
+    for shape, first, count, stride in (
+        ((1, 3, 4, 16), 0, 1, 16),
+        ((1, 4, 4, 8), 0, 1, 8),
+        ((1, 4, 4), 0, 1, 16),
+        ((1, 4, 4, 16), 4, 1, 16),
+        ((1, 4, 4, 16), 0, 5, 80),
+        ((1, 4, 4, 16), 0, 2, 31),
+    ):
+        with pytest.raises(ValueError, match=r"even|outside|shape"):
+            kernels.winograd_input(0, shape, first, count, 0, stride, 1)
+        with pytest.raises(ValueError, match=r"even|outside|shape"):
+            kernels.winograd_gradient(0, shape, first, count, 0, stride, 1)
+        with pytest.raises(ValueError, match=r"even|outside|shape"):
+            kernels.winograd_output(0, stride, shape, first, count, 0, 0, 1)
