@@ -32,8 +32,7 @@ with the settings' names as in docs/training.md.
 examples:
   mlic-fast train photos --lambda 0.0130 --metric mse -o run
   mlic-fast train photos -o run --resume
-  mlic-fast train photos -o fast --config small --lambda 0.0067 --batch 8 --patches 128 \\
-      --precision bf16 --lr 1e-3 --schedule cosine --ema 0.999 --time-limit 240
+  mlic-fast train photos -o fast --config small --precision bf16 --patches 128 --time-limit 240
   torchrun --nproc-per-node 4 --no-python mlic-fast train photos -o run --validation kodak
 """
 
