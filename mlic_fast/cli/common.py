@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -176,6 +177,17 @@ def progress(what: str) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
+
+
+def positive_number(text: str) -> float:
+    """An option's value that has to be a finite number above zero."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return value
 
 
 def positive_of(largest: int) -> Callable[[str], int]:

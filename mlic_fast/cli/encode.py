@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 import time
 from dataclasses import dataclass
@@ -92,9 +91,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "rate control", "Choose among models at hand that were trained for several λ; see `mlic-fast models`."
     )
     one = target.add_mutually_exclusive_group()
-    one.add_argument("--target-bpp", type=_number, metavar="X", help="best file of at most X bits a pixel")
+    one.add_argument(
+        "--target-bpp", type=common.positive_number, metavar="X", help="best file of at most X bits a pixel"
+    )
     one.add_argument("--target-size", type=common.positive_of(2**48), metavar="N", help="best file of at most N bytes")
-    one.add_argument("--target-psnr", type=_number, metavar="X", help="smallest file of at least X dB")
+    one.add_argument("--target-psnr", type=common.positive_number, metavar="X", help="smallest file of at least X dB")
     target.add_argument(
         "--best-effort",
         action="store_true",
@@ -269,13 +270,3 @@ def _target(options: argparse.Namespace) -> Target | None:
     if given == (None, None, None):
         return None
     return Target(bpp=given[0], bytes=given[1], psnr=given[2])
-
-
-def _number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not (math.isfinite(value) and value > 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
-    return value

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 from typing import TYPE_CHECKING, Any
 
 from mlic_fast.cli import common, table
@@ -47,7 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--metric", choices=("psnr", "ms-ssim"), default="psnr", help="(default: %(default)s)")
     parser.add_argument("--anchor", metavar="NAME", help="the curve to compare with (default: the first)")
-    parser.add_argument("--at-bpp", type=_rate, metavar="X", help="also say each curve's quality at X bits per pixel")
+    parser.add_argument(
+        "--at-bpp", type=common.positive_number, metavar="X", help="also say each curve's quality at X bits per pixel"
+    )
     parser.add_argument("--title", default="", help="above the plot")
     common.add_json_argument(parser)
 
@@ -137,13 +138,3 @@ def _row(facts: dict[str, Any], options: argparse.Namespace) -> list[str]:
     if options.at_bpp is not None:
         row.append(cell(facts["quality_at_bpp"], ".2f"))
     return [*row, facts["remark"]]
-
-
-def _rate(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not (math.isfinite(value) and value > 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
-    return value

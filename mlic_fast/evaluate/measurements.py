@@ -68,9 +68,7 @@ def averages(measurements: Iterable[Measurement]) -> list[Point]:
 
     Only pictures that every model and quality managed count, so that all points are about the same pictures.
     """
-    groups: dict[tuple[str, str], list[Measurement]] = {}
-    for one in measurements:
-        groups.setdefault((one.curve, one.point), []).append(one)
+    groups = _by_point(measurements)
     everywhere = _in_common(groups.values())
     kept = {key: [one for one in group if one.picture in everywhere] for key, group in groups.items()}
     points = [_point(*key, group) for key, group in kept.items() if group]
@@ -80,9 +78,7 @@ def averages(measurements: Iterable[Measurement]) -> list[Point]:
 
 def left_out(measurements: Iterable[Measurement]) -> list[str]:
     """Pictures that were measured for some models and qualities but not for all, and do not count in `averages`."""
-    groups: dict[tuple[str, str], list[Measurement]] = {}
-    for one in measurements:
-        groups.setdefault((one.curve, one.point), []).append(one)
+    groups = _by_point(measurements)
     everywhere = _in_common(groups.values())
     return sorted({one.picture for group in groups.values() for one in group} - everywhere)
 
@@ -97,6 +93,13 @@ def curve(points: Sequence[Point], name: str) -> Curve:
         tuple(point.psnr for point in own),
         tuple(ms_ssim) if len(ms_ssim) == len(own) else None,
     )
+
+
+def _by_point(measurements: Iterable[Measurement]) -> dict[tuple[str, str], list[Measurement]]:
+    groups: dict[tuple[str, str], list[Measurement]] = {}
+    for one in measurements:
+        groups.setdefault((one.curve, one.point), []).append(one)
+    return groups
 
 
 def _in_common(groups: Iterable[list[Measurement]]) -> set[str]:
