@@ -69,7 +69,7 @@ class Step:
         self._plain = contestant == "plain model"
         self._trainee = Trainee(MLICPlusPlus(case.model), recipe, Processes(0, 1, device))
         if self._plain:
-            self._trainee.optimizer = torch.optim.Adam(self._trainee.main, lr=recipe.lr)
+            self._trainee.optimizers["optimizer"] = torch.optim.Adam(self._trainee.main, lr=recipe.lr)
         random = torch.Generator().manual_seed(1)
         coarse = torch.rand(case.batch, 3, case.side // 8, case.side // 8, generator=random)
         smooth = torch.nn.functional.interpolate(coarse, scale_factor=8, mode="bicubic").clamp(0, 1)

@@ -28,6 +28,7 @@ from mlic_fast.train.step import StepResult, Trainee
 
 __all__ = ["one_thread"]  # a fixture
 
+NEEDS_MUON = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch before 2.9")
 ALONE = Processes(0, 1, torch.device("cpu"))
 
 
@@ -91,6 +92,8 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[[set[int], str], None]:
         pytest.param({"model": TINY | {"variant": "old"}}, id="old"),
         pytest.param({"precision": "bf16", "ema": 0.9}, id="bf16"),
         pytest.param({"channels_last": "yes"}, id="channels-last"),
+        pytest.param({"optimizer": "muon"}, id="muon", marks=NEEDS_MUON),
+        pytest.param({"optimizer": "muon", "channels_last": "yes"}, id="muon channels-last", marks=NEEDS_MUON),
     ],
 )
 def test_learns(changes: dict[str, Any], tmp_path: Path) -> None:
@@ -149,6 +152,7 @@ def _open(path: Path) -> Any:
             signal.SIGTERM,
             id="with all extras",
         ),
+        pytest.param({"optimizer": "muon"}, signal.SIGTERM, id="muon", marks=NEEDS_MUON),
     ],
 )
 def test_interrupted_and_resumed(
@@ -202,11 +206,11 @@ def test_step_that_is_not_finite(
     patches = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     assert trainee.step(0, patches, 1e-3).taken
     weights = {name: value.clone() for name, value in trainee.model.state_dict().items()}
-    optimizers = {name: json.dumps(str(one.state_dict())) for name, one in trainee.optimizers().items()}
+    optimizers = {name: json.dumps(str(one.state_dict())) for name, one in trainee.optimizers.items()}
     spoil({1, 3}, what)
     assert not trainee.step(1, patches, 1e-3).taken
     assert_same(dict(trainee.model.state_dict()), weights)
-    assert {name: json.dumps(str(one.state_dict())) for name, one in trainee.optimizers().items()} == optimizers
+    assert {name: json.dumps(str(one.state_dict())) for name, one in trainee.optimizers.items()} == optimizers
     assert trainee.step(2, patches, 1e-3).taken
     outcome = train(data, tmp_path / "run", SHORT | {"validation_images": 0}, device="cpu")
     assert outcome.skipped == 2

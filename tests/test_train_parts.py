@@ -22,7 +22,7 @@ from mlic_fast.errors import ConfigError, RecipeError
 from mlic_fast.train.logs import STEPS, Logs, Table, duration
 from mlic_fast.train.losses import ms_ssim, rate_distortion
 from mlic_fast.train.noise import uniform_noise
-from mlic_fast.train.optimizers import MovingAverage, parameters
+from mlic_fast.train.optimizers import MovingAverage, make_optimizers, matrix_weights, parameters
 from mlic_fast.train.recipe import Recipe, read_settings, recipe_from
 
 CONFIG = ModelConfig(**TINY)
@@ -63,6 +63,7 @@ def test_learning_rates(settings: dict[str, Any], expected: list[float]) -> None
     ("settings", "said"),
     [
         ({"learning_rate": 1}, "unknown settings: learning_rate"),
+        ({"optimizer": "sgd"}, "optimizer must be one of adam, muon"),
         ({"metric": "psnr"}, "metric must be one of mse, ms-ssim"),
         ({"lr": -1e-4}, "lr must be a number"),
         ({"lr": math.nan}, "lr must be a number"),
@@ -93,6 +94,40 @@ def test_refused_settings(settings: dict[str, Any], said: str) -> None:
 def test_impossible_model() -> None:
     with pytest.raises(ConfigError, match="does not divide"):
         recipe_from({"model": {"N": 8, "M": 64, "slice_num": 3}})
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch before 2.9")
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels-last"])
+def test_muon_moves_along_orthogonal_matrices(layout: torch.memory_format, model: MLICPlusPlus) -> None:
+    """A first step is −lr · 0.2 · √(longer side) times the gradient with all its singular values made about one."""
+    model.to(memory_format=layout)  # type: ignore[call-overload]
+    optimizers = make_optimizers(model, recipe_from({"optimizer": "muon"}))
+    weights = matrix_weights(model)
+    trained = [parameter for one in optimizers.values() for group in one.param_groups for parameter in group["params"]]
+    assert {id(parameter) for parameter in trained} == {id(parameter) for parameter in model.parameters()}
+    assert len(trained) == len(list(model.parameters()))
+    before = [weight.detach().clone() for weight in weights]
+    for index, weight in enumerate(weights):
+        gradient = torch.randn(weight.shape, generator=torch.Generator().manual_seed(index))
+        weight.grad = gradient  # contiguous, whatever the weight is
+    rate = 0.01
+    optimizers["matrix_optimizer"].param_groups[0]["lr"] = rate
+    optimizers["matrix_optimizer"].step()
+    for weight, old in zip(weights, before, strict=True):
+        moved = (old - weight.detach()).flatten(1).double() / (rate * 0.2 * math.sqrt(max(old.flatten(1).shape)))
+        assert weight.grad is not None
+        left, _, right = torch.linalg.svd(weight.grad.flatten(1).double(), full_matrices=False)
+        # what Muon's iteration makes of singular values lies between 0.7 and 1.2
+        along = torch.linalg.svdvals(moved)
+        assert along.min() > 0.6
+        assert along.max() < 1.3
+        assert (moved * (left @ right)).sum() > 0.75 * min(moved.shape)
+
+
+def test_muon_needs_its_pytorch(model: MLICPlusPlus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.optim, "Muon", raising=False)
+    with pytest.raises(RecipeError, match=r"has no Muon: take PyTorch 2\.9 or newer, or the optimizer adam"):
+        make_optimizers(model, recipe_from({"optimizer": "muon"}))
 
 
 def test_the_document_has_all_settings() -> None:

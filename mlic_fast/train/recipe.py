@@ -17,6 +17,7 @@ from mlic_fast.errors import RecipeError
 from mlic_fast.evaluate.metrics import MS_SSIM_MIN_SIDE
 
 Metric = Literal["mse", "ms-ssim"]
+OptimizerName = Literal["adam", "muon"]
 Schedule = Literal["constant", "steps", "cosine"]
 Precision = Literal["float32", "bf16"]
 Layout = Literal["auto", "yes", "no"]
@@ -32,6 +33,7 @@ _MAX_FILE_BYTES = 1 << 20
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "metric": get_args(Metric),
+    "optimizer": get_args(OptimizerName),
     "schedule": get_args(Schedule),
     "precision": get_args(Precision),
     "channels_last": get_args(Layout),
@@ -51,7 +53,9 @@ class Recipe:
         being added up; 0: its whole part of the batch.
     patches: (first step, side in pixels) of each stage, from step 0.
     epoch_patches: patches an epoch; 0: as many as there are pictures, but at least 1,000 batches.
-    lr, aux_lr: learning rates of Adam for the model and for the quantiles of the entropy bottleneck. clip: largest
+    optimizer: of the model: "adam", or "muon", which needs fewer steps: Muon for the convolutions of g_a, g_s, h_a and
+        h_s, Adam for the rest.
+    lr, aux_lr: learning rates for the model and, of Adam, for the quantiles of the entropy bottleneck. clip: largest
         norm of the gradient; 0: no clipping.
     warmup_steps: steps over which the learning rate rises linearly; -1: the first epoch, at most a tenth of the
         training; with a time limit at most 100 steps.
@@ -78,6 +82,7 @@ class Recipe:
     micro_batch: int = 0
     patches: tuple[tuple[int, int], ...] = ((0, 256), (1_200_000, 512))
     epoch_patches: int = 0
+    optimizer: OptimizerName = "adam"
     lr: float = 1e-4
     aux_lr: float = 1e-3
     clip: float = 1.0

@@ -53,8 +53,8 @@ def checkpoint_of(trainee: Trainee, progress: Progress, epoch: int) -> dict[str,
         "epoch": epoch,
         "state_dict": weights,
         "loss": progress.best,
-        **{name: optimizer.state_dict() for name, optimizer in trainee.optimizers().items()},
-        "lr_scheduler": {"last_epoch": epoch, "_last_lr": [trainee.optimizer.param_groups[0]["lr"]]},
+        **{name: optimizer.state_dict() for name, optimizer in trainee.optimizers.items()},
+        "lr_scheduler": {"last_epoch": epoch, "_last_lr": [trainee.optimizers["optimizer"].param_groups[0]["lr"]]},
         "mlic_fast": {"format": _FORMAT, "recipe": trainee.recipe.as_dict(), "progress": dict(vars(progress))},
     }
     if average:
@@ -103,7 +103,7 @@ def restore(checkpoint: dict[str, Any], trainee: Trainee) -> Progress:
         with torch.no_grad():
             for name, value in checkpoint.get("trained_weights", {}).items():
                 trainee.model.get_parameter(name).copy_(value)
-        for name, optimizer in trainee.optimizers().items():
+        for name, optimizer in trainee.optimizers.items():
             optimizer.load_state_dict(checkpoint[name])
         return Progress(**own["progress"])
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:

@@ -11,14 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Optimizer
 
 from mlic_fast.errors import RecipeError
 from mlic_fast.model import MLICPlusPlus
 from mlic_fast.train.distributed import Processes
 from mlic_fast.train.losses import rate_distortion
 from mlic_fast.train.noise import uniform_noise
-from mlic_fast.train.optimizers import MovingAverage, make_optimizers, parameters, set_learning_rate
+from mlic_fast.train.optimizers import AUXILIARY, MovingAverage, make_optimizers, parameters, set_learning_rate
 from mlic_fast.train.recipe import Recipe
 
 
@@ -59,7 +58,8 @@ class Trainee:
             for transform in self._transforms():
                 transform.to(memory_format=self.layout)  # type: ignore[call-overload]
         self.main, self.auxiliary = parameters(self.model)
-        self.optimizer, self.aux_optimizer = make_optimizers(self.model, recipe.lr, recipe.aux_lr)
+        # by the names that they have in checkpoints
+        self.optimizers = make_optimizers(self.model, recipe)
         self.average = MovingAverage(self.model, recipe.ema) if recipe.ema else None
         if recipe.compile:
             for transform in self._transforms():
@@ -77,14 +77,12 @@ class Trainee:
     def _transforms(self) -> list[torch.nn.Module]:
         return [self.model.g_a, self.model.h_a, self.model.g_s]
 
-    def optimizers(self) -> dict[str, Optimizer]:
-        """The optimisers by the names that they have in checkpoints."""
-        return {"optimizer": self.optimizer, "aux_optimizer": self.aux_optimizer}
-
     def step(self, number: int, patches: Tensor, learning_rate: float) -> StepResult:
         """Train on this process's part of the batch of step `number`: uint8 [b, 3, side, side] on the CPU."""
         self.model.train()
-        set_learning_rate(self.optimizer, learning_rate)
+        for name, optimizer in self.optimizers.items():
+            if name != AUXILIARY:
+                set_learning_rate(optimizer, learning_rate)
         self._clear()
         samples = self.group.part(self.recipe.batch)
         size = self.recipe.micro_batch or len(samples)
@@ -101,8 +99,8 @@ class Trainee:
         loss, distortion, y_bpp, z_bpp = means
         taken = all(map(math.isfinite, (*means, norm, aux_loss)))
         if taken:
-            self.optimizer.step()
-            self.aux_optimizer.step()
+            for optimizer in self.optimizers.values():
+                optimizer.step()
             if self.average is not None:
                 self.average.update()
         self._clear()
@@ -138,5 +136,5 @@ class Trainee:
         return torch.autocast(self.group.device.type, torch.bfloat16)
 
     def _clear(self) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        self.aux_optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
