@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 from checkpoint_samples import CONFIGS, as_compressai_120, one_thread, weights, without_tables
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from mlic_fast.checkpoint import convert, fingerprint, read_checkpoint, read_header, write_native
 from mlic_fast.checkpoint.native import is_native, with_deltas
@@ -56,6 +58,45 @@ def test_half_rounds_convolutions_and_linear_layers_only(tmp_path: Path) -> None
     exact = tmp_path / "b.safetensors"
     write_native(exact, weights(), CONFIGS["new"], name="a")
     assert path.stat().st_size < 0.6 * exact.stat().st_size
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["whole", "half"])
+def test_tables_are_kept_to_the_last_bit(tmp_path: Path, half: bool) -> None:
+    """Also bounds beyond 15 bits, and rows that end before the table does."""
+    path = tmp_path / "a.safetensors"
+    write_native(path, weights(), CONFIGS["new"], name="a", half=half)
+    tables = [name for name in weights() if name.endswith(("_quantized_cdf", "_cdf_length", "_offset"))]
+    assert len(tables) == 6
+    found = read_checkpoint(path).state_dict
+    assert all(torch.equal(found[name], weights()[name]) for name in tables)
+    bounds = weights()["gaussian_conditional._quantized_cdf"]
+    assert {0, 65536} < set(bounds.flatten().tolist())
+    assert (bounds[:, -1] == 0).any()
+    stored, header = safe_open(path, framework="pt"), json.loads(metadata(path))
+    assert stored.get_tensor("gaussian_conditional._quantized_cdf").dtype == (torch.int16 if half else torch.int32)
+    assert header["format"] == (2 if half else 1)
+
+
+@pytest.mark.parametrize("which", ["gaussian_conditional", "entropy_bottleneck"])
+@pytest.mark.parametrize("what", ["length", "end"])
+def test_packed_tables_that_do_not_end(tmp_path: Path, which: str, what: str) -> None:
+    path = tmp_path / "a.safetensors"
+    write_native(path, weights(), CONFIGS["new"], name="a", half=True)
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    if what == "length":
+        tensors[f"{which}._cdf_length"][3] = 2**31 - 1
+    else:
+        tensors[f"{which}._quantized_cdf"][3, int(tensors[f"{which}._cdf_length"][3]) - 1] = 7
+    save_file(tensors, path, metadata={"mlic_fast": metadata(path)})
+    with pytest.raises(CheckpointError, match=f"{which}._{'cdf_length' if what == 'length' else 'quantized_cdf'}"):
+        read_checkpoint(path)
+
+
+def metadata(path: Path) -> str:
+    """What a native file says about itself, JSON."""
+    content = path.read_bytes()
+    return json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]["mlic_fast"]
 
 
 def test_the_same_weights_make_the_same_bytes(tmp_path: Path) -> None:
@@ -129,7 +170,7 @@ def put(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (put("format", 2), "a newer one wrote it, update"),
+        (put("format", 3), "a newer one wrote it, update"),
         (put("format", 0), "no format number"),
         (put("format", "1"), "no format number"),
         (put("name", "a/b"), "cannot be a model's name"),

@@ -2,11 +2,12 @@
 """The native form of weights: a safetensors file that says which model it is.
 
 Its metadata has one key, "mlic_fast", with a JSON object (one key, so that the same weights make the same
-bytes): "format" (1), "name", "lmbda" (number or null), "metric" ("mse", "ms-ssim" or null), "config" (N, M,
+bytes): "format" (1 or 2), "name", "lmbda" (number or null), "metric" ("mse", "ms-ssim" or null), "config" (N, M,
 slice_num, context_window, variant), "fingerprint" (hex), and for calibrated models "guard_deltas" (a list for
 each pass with a multiple of 1e-7 for each channel). Readers ignore keys that they do not know and refuse a
 larger "format". Tensors have official names; floats are float32, or float16 where `halved` says so; coding tables
-are int32 and always there.
+are int32 and always there. In format 2 the tables of bounds are int16: the lower half of each bound, so that
+65536, with which every row ends, is 0.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mlic_fast.checkpoint.fingerprint import FINGERPRINT_SIZE, fingerprint
 from mlic_fast.checkpoint.shapes import Shape
-from mlic_fast.checkpoint.validate import check_finite, check_position_indexes, check_shapes, check_tables
+from mlic_fast.checkpoint.validate import CDF_TOTAL, check_finite, check_position_indexes, check_shapes, check_tables
 from mlic_fast.config import ModelConfig
 from mlic_fast.entropy.guard import DELTA_UNIT, delta_code
 from mlic_fast.errors import CheckpointError, ConfigError, GuardError
@@ -36,10 +37,11 @@ Metric = Literal["mse", "ms-ssim"]
 Deltas = tuple[tuple[float, ...], ...]
 
 SUFFIX = ".safetensors"
-FORMAT = 1
+FORMAT = 2
 MAX_NAME_LENGTH = 255
 
 _KEY = "mlic_fast"
+_BOUNDS = tuple(f"{prefix}._quantized_cdf" for prefix in ("entropy_bottleneck", "gaussian_conditional"))
 # The full model's header has 150 kB; safetensors itself allows 100 MB.
 _MAX_HEADER = 1 << 24
 # What the format allows in a dtype field and we can use.
@@ -99,9 +101,10 @@ def read_native(path: Path) -> tuple[dict[str, Tensor], NativeHeader | None]:
     header = read_header(path)
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118 - no mapping
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path} is damaged or was not copied completely: {error}") from error
+    return (tensors if header is None else _unpacked(tensors)), header
 
 
 def write_native(
@@ -117,8 +120,9 @@ def write_native(
 ) -> NativeHeader:
     """Write canonical weights (as `read_checkpoint` returns them) with their coding tables, whole or not at all.
 
-    half: store the weights of convolutions and linear layers in float16. The fingerprint is that of
-        what a reader gets, so it differs from the unrounded weights' one.
+    half: store the weights of convolutions and linear layers in float16, and the tables of bounds in 16 bits, which
+        takes nothing from them. The fingerprint is that of what a reader gets, so it differs from the unrounded
+        weights' one.
     Raises CheckpointError for weights that would be refused on reading, OSError where the file cannot be written.
     """
     import torch
@@ -139,10 +143,13 @@ def write_native(
                 raise CheckpointError(f"{key} reaches {tensor.abs().max().item():g}, too large for half precision")
         stored[key] = kept
     loaded = {key: value.float() if value.dtype == torch.float16 else value for key, value in stored.items()}
+    if half:
+        stored |= {name: stored[name].to(torch.int16) for name in _BOUNDS}
     shapes = {key: tuple(value.shape) for key, value in stored.items()}
     header = NativeHeader(name, config, fingerprint(loaded), lmbda, metric, shapes, guard_deltas)
     labels = {
-        "format": FORMAT,
+        # what older releases can read says so
+        "format": 2 if half else 1,
         "name": name,
         "lmbda": lmbda,
         "metric": metric,
@@ -179,6 +186,22 @@ def with_deltas(source: str | os.PathLike[str], target: str | os.PathLike[str], 
 def halved(name: str, tensor: Tensor) -> bool:
     """Whether `half` applies: to weights of convolutions and linear layers and to nothing else."""
     return name.endswith(".weight") and tensor.dim() >= 2  # GDN's are called gamma, a norm's have one dimension
+
+
+def _unpacked(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Bounds of 16 bits as int32. Rows that do not end where their length says stay what they are, to be refused."""
+    import torch
+
+    for name in _BOUNDS:
+        bounds, lengths = tensors.get(name), tensors.get(name.replace("_quantized_cdf", "_cdf_length"))
+        if bounds is None or lengths is None or bounds.dtype != torch.int16 or bounds.dim() != 2:
+            continue
+        bounds = bounds.int() & 0xFFFF
+        if lengths.shape == bounds.shape[:1] and lengths.dtype == torch.int32:
+            ends = torch.arange(bounds.shape[1]) == lengths[:, None] - 1
+            bounds[ends & (bounds == 0)] = CDF_TOTAL
+        tensors[name] = bounds
+    return tensors
 
 
 def check_name(name: str) -> None:
