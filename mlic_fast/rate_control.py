@@ -177,7 +177,7 @@ def ladder(models: Models | None = None, metric: Metric = "mse") -> tuple[Model,
 
     models: registry models, names or paths: just these. None: the largest family at hand, which is the models
         with a known λ, this metric, and the same N, M and number of slices; among equally large ones the widest.
-        Of two models for one λ, those in MLIC_FAST_MODELS go before bundled ones.
+        Models in MLIC_FAST_MODELS go before bundled ones, be it as families or as two models for one λ.
 
     Raises TargetError: there is none, or those that were named have no λ or several metrics. FileNotFoundError,
     WrongWeightsError, CheckpointError for names and paths.
@@ -233,7 +233,8 @@ def _largest_family(metric: Metric) -> list[Model]:
         )
 
     def extent(family: tuple[int, int, int]) -> tuple[int, ...]:
-        return len({model.lmbda for model in families[family]}), *family
+        members = families[family]
+        return any(model.origin != "bundled" for model in members), len({model.lmbda for model in members}), *family
 
     return families[max(families, key=extent)]
 

@@ -132,8 +132,27 @@ def test_the_ladder_at_hand(scaled: Path, tmp_path: Path, monkeypatch: pytest.Mo
         ),
         ([model_of(0.1, name="mine"), model_of(0.1, origin="bundled", name="theirs")], ["mine"]),
         ([model_of(0.1, origin="bundled", name="theirs"), model_of(0.1, name="mine")], ["mine"]),
+        (
+            [*(model_of(lmbda, origin="bundled", config=ModelConfig(N=48)) for lmbda in (0.1, 0.2)), model_of(0.3)],
+            ["model 0.3"],
+        ),
+        (
+            [*(model_of(lmbda, origin="bundled") for lmbda in (0.1, 0.2)), model_of(0.3)],
+            ["model 0.1", "model 0.2", "model 0.3"],
+        ),
     ],
-    ids=["order", "metric", "largest", "widest", "variants", "copies", "own first", "own first, listed last"],
+    ids=[
+        "order",
+        "metric",
+        "largest",
+        "widest",
+        "variants",
+        "copies",
+        "own first",
+        "own first, listed last",
+        "own family",
+        "joined",
+    ],
 )
 def test_families(models: list[registry.Model], names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rate_control, "available", lambda: registry.Listing(tuple(models), ()))
