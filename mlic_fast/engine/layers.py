@@ -18,8 +18,11 @@ from mlic_fast.precision import conv2d, convolution_is_lowered
 
 LAYOUT = torch.channels_last
 
-# Maps of fewer positions have packed weights of their own, and the size that others are packed for.
+# In float32, maps of fewer positions have packed weights of their own, and the size that others are packed for.
 _FEW, _TYPICAL = 64, (16, 48)
+
+# In bfloat16, of how many sizes of maps the packed weights are kept: the first strip's, the last one's, all others'.
+_MOST_SIZES = 3
 
 
 class Convolution(Protocol):
@@ -108,15 +111,17 @@ class _PackedConvolution:
         self._plain = _PlainConvolution(weight, bias, stride, groups, dtype, exact) if exact else None
         self._bias = None if bias is None else bias.detach().to(dtype)
         self._weight = weight.detach()
-        self._packed: dict[bool, Any] = {}
+        self._packed: dict[tuple[int, int], Any] = {}
 
     def _weight_for(self, x: Tensor) -> Any:
-        # The best layout depends on the size of the map, and another one would be converted at every call. Two are
-        # enough: for maps of a few positions, and for all others.
-        few = x.shape[2] * x.shape[3] < _FEW
-        packed = self._packed.get(few)
+        # The best layout depends on the size of the map, and weights in another one are converted at every call. In
+        # float32 two are enough. In bfloat16 192 channels may be taken as 3 times 64 or as 4 times 48, at oneDNN's
+        # discretion, and converting costs more than a strip's products do.
+        height, width = x.shape[2:]
+        if self.dtype == torch.float32:
+            height, width = (2, 2) if height * width < _FEW else _TYPICAL
+        packed = self._packed.get((height, width))
         if packed is None:
-            height, width = (2, 2) if few else _TYPICAL
             packed = torch.ops.mkldnn._reorder_convolution_weight(
                 self._weight.to(self.dtype).contiguous(),
                 [self._pad] * 2,
@@ -125,7 +130,9 @@ class _PackedConvolution:
                 self._groups,
                 [1, self._weight.shape[1] * self._groups, height, width],
             )
-            self._packed[few] = packed
+            if len(self._packed) >= _MOST_SIZES:
+                self._packed = {}  # anew, since another thread may be looking at the old ones
+            self._packed[height, width] = packed
         return packed
 
     def __call__(self, x: Tensor, *, gelu: bool = False, pad_rows: bool = True) -> Tensor:
