@@ -54,9 +54,6 @@ environment:
 
 _ENDINGS = {"mlic": ".mlic", "official": ".bin"}
 
-# Pillow knows these by their beginning only, or reads them by running another program.
-_NOT_READ = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of this subcommand."""
@@ -174,19 +171,14 @@ def _file(options: argparse.Namespace, limits: Limits) -> None:
 
 
 def _folder(options: argparse.Namespace, limits: Limits) -> None:
-    from PIL import Image
+    from mlic_fast.picture_files import picture_endings
 
     if options.measure:
         raise common.CommandError("--measure is for a single picture; `mlic-fast compare` measures files")
     ending = _ENDINGS[options.format]
     folders.check_folders(options.input, options.output, ending, apart=False)
     shard = Shard.of_environment()
-    Image.init()
-    endings = {
-        ending
-        for ending, kind in Image.EXTENSION.items()
-        if kind in Image.OPEN and kind not in _NOT_READ and ending not in _ENDINGS.values()
-    }
+    endings = picture_endings() - set(_ENDINGS.values())
     device = shard.device(options.device)
     model = _open_model(options, device)
 

@@ -14,8 +14,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image
-
 from mlic_fast.errors import ImageError, MlicError
 from mlic_fast.evaluate.classical import Codec
 from mlic_fast.evaluate.measurements import Measurement
@@ -23,13 +21,11 @@ from mlic_fast.evaluate.metrics import Quality, measure
 from mlic_fast.files import write_whole
 from mlic_fast.image import Picture, open_image
 from mlic_fast.limits import Limits
+from mlic_fast.picture_files import find_pictures
 
 if TYPE_CHECKING:
     from mlic_fast.codec import FileFormat
     from mlic_fast.model import MLICPlusPlus
-
-# Pillow knows these by their beginning only, or reads them by running another program.
-_NOT_READ = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 
 # The next picture would fail as this one did.
 _HOPELESS = {errno.ENOSPC, errno.EROFS}
@@ -69,7 +65,7 @@ class Outcome:
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """Pictures in a folder and its subfolders, known by their endings, sorted; hidden ones are left out.
+    """Pictures in a folder and its subfolders, see `picture_files.find_pictures`.
 
     Raises OSError for a folder that cannot be read, ImageError if there are no pictures.
     """
@@ -77,15 +73,7 @@ def pictures_in(folder: Path) -> list[Path]:
         raise FileNotFoundError(f"there is no folder {folder}")
     if not folder.is_dir():
         raise ImageError(f"{folder} is not a folder: name one with pictures in it")
-    Image.init()
-    endings = {ending for ending, kind in Image.EXTENSION.items() if kind in Image.OPEN and kind not in _NOT_READ}
-    found = [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in endings - {".mlic"}
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
+    found = find_pictures(folder)
     if not found:
         raise ImageError(f"there are no pictures in {folder}")
     return found

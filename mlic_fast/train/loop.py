@@ -22,10 +22,10 @@ from mlic_fast.device import memory_errors
 from mlic_fast.errors import NoPicturesError, RecipeError, TrainingError
 from mlic_fast.files import write_whole
 from mlic_fast.model import MLICPlusPlus
+from mlic_fast.picture_files import find_pictures
 from mlic_fast.train import logs, state
 from mlic_fast.train.distributed import processes
 from mlic_fast.train.feed import Feed
-from mlic_fast.train.picture_files import find_pictures
 from mlic_fast.train.recipe import Recipe, recipe_from
 from mlic_fast.train.state import Progress
 from mlic_fast.train.step import StepResult, Trainee

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from mlic_fast.errors import ConfigError, ImageError, LimitError, NoPicturesError
 from mlic_fast.image import open_image, read_head
-from mlic_fast.train.picture_files import find_pictures
+from mlic_fast.picture_files import find_pictures
 
 Weighting = Literal["area", "even"]
 

@@ -6,16 +6,20 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-# Compressed files are no training pictures, also where the plugin has registered them.
+# Pillow knows these by their beginning only, or reads them by running another program.
+_NOT_READ = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+
+# Compressed files are no pictures to begin with, also where the plugin has registered them.
 _NOT_TAKEN = {".mlic"}
 
 
 def picture_endings() -> frozenset[str]:
-    """Endings of names that Pillow reads, in lower case and with their dots."""
+    """Endings of the names of pictures that are read, in lower case and with their dots."""
     from PIL import Image
 
     Image.init()
-    return frozenset(ending for ending, kind in Image.EXTENSION.items() if kind in Image.OPEN) - _NOT_TAKEN
+    kinds = set(Image.OPEN) - _NOT_READ
+    return frozenset(ending for ending, kind in Image.EXTENSION.items() if kind in kinds) - _NOT_TAKEN
 
 
 def find_pictures(folder: str | os.PathLike[str]) -> list[Path]:
