@@ -44,12 +44,12 @@ def make_optimizers(model: nn.Module, recipe: Recipe) -> dict[str, Optimizer]:
 
 
 def matrix_weights(model: nn.Module) -> list[nn.Parameter]:
-    """Weights of the convolutions of g_a, g_s, h_a and h_s.
+    """Weights of the convolutions of g_a, g_s and h_a.
 
-    Not those of the entropy model: they learn fast enough with Adam, and making their wide matrices orthogonal
-    costs a fourth of a small model's step.
+    Not those of h_s and the entropy model: they learn fast enough with Adam, and making their wide matrices
+    orthogonal would cost up to half of a small model's step.
     """
-    transforms = (model.get_submodule(name) for name in ("g_a", "g_s", "h_a", "h_s"))
+    transforms = (model.get_submodule(name) for name in ("g_a", "g_s", "h_a"))
     return [
         module.weight for transform in transforms for module in transform.modules() if isinstance(module, nn.Conv2d)
     ]
