@@ -96,17 +96,7 @@ def gdn(
 # A map [B, H, W, C]: batch, height, width, channels.
 _TiledShape = tuple[int, int, int, int]
 
-def winograd_input(x: int, shape: _TiledShape, first: int, count: int, out: int, stride: int, threads: int) -> None: ...
-def winograd_output(
-    coefficients: int,
-    stride: int,
-    shape: _TiledShape,
-    first: int,
-    count: int,
-    bias: int,
-    y: int,
-    threads: int,
+def winograd_convolve(
+    x: int, shape: _TiledShape, coefficients: int, outputs: int, bias: int, y: int, threads: int
 ) -> None: ...
-def winograd_gradient(
-    grad: int, shape: _TiledShape, first: int, count: int, out: int, stride: int, threads: int
-) -> None: ...
+def winograd_weights(x: int, shape: _TiledShape, grad: int, outputs: int, total: int, threads: int) -> None: ...

@@ -23,6 +23,7 @@ ROWS = [
     pytest.param(3, 48, 16, 10, 6, id="batch-3"),
     pytest.param(2, 32, 64, 34, 36, id="wider"),
     pytest.param(1, 192, 96, 12, 8, id="narrower"),
+    pytest.param(1, 32, 240, 26, 8, id="not whole panels"),
 ]
 
 
@@ -92,12 +93,22 @@ def test_result_and_gradients(
     check(ours(*given, gelu), [*given], gelu)
 
 
-def test_blocks_of_tiles_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+def test_blocks_of_tiles_and_threads_make_no_difference(threads: int) -> None:
+    """105 tiles are some blocks with a shorter last one; the same number of threads gives the same bits."""
+    before = torch.get_num_threads()
     given = inputs(3, 16, 32, 14, 10)
-    monkeypatch.setattr(winograd, "LEAST_TILES", 1)
-    for floats in (1, 20_000, 2**22):  # 8 tiles, 40 and all of 105
-        monkeypatch.setattr(winograd, "BLOCK_FLOATS", floats)
-        check(ours(*given, True), [*given], True)
+    one = ours(*given, True)
+    torch.set_num_threads(threads)
+    try:
+        first, second = ours(*given, True), ours(*given, True)
+    finally:
+        torch.set_num_threads(before)
+    check(first, [*given], True)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    # each tile of a result is computed by one thread, whichever it is
+    assert torch.equal(first[0], one[0])
+    assert torch.equal(first[1], one[1])
 
 
 def test_layouts_make_no_difference() -> None:
@@ -164,17 +175,14 @@ def test_the_operator_is_registered_as_pytorch_wants_it() -> None:
 
 def test_kernels_refuse_what_would_leave_the_maps() -> None:
     kernels = backend.cpu_kernels
-    for shape, first, count, stride in (
-        ((1, 3, 4, 16), 0, 1, 16),
-        ((1, 4, 4, 8), 0, 1, 8),
-        ((1, 4, 4), 0, 1, 16),
-        ((1, 4, 4, 16), 4, 1, 16),
-        ((1, 4, 4, 16), 0, 5, 80),
-        ((1, 4, 4, 16), 0, 2, 31),
+    for shape, outputs in (
+        ((1, 3, 4, 16), 16),
+        ((1, 4, 4, 8), 16),
+        ((1, 4, 4), 16),
+        ((1, 4, 4, 16), 24),
+        ((1, 4, 4, 16), 0),
     ):
-        with pytest.raises(ValueError, match=r"even|outside|shape"):
-            kernels.winograd_input(0, shape, first, count, 0, stride, 1)
-        with pytest.raises(ValueError, match=r"even|outside|shape"):
-            kernels.winograd_gradient(0, shape, first, count, 0, stride, 1)
-        with pytest.raises(ValueError, match=r"even|outside|shape"):
-            kernels.winograd_output(0, stride, shape, first, count, 0, 0, 1)
+        with pytest.raises(ValueError, match=r"even|outputs|shape"):
+            kernels.winograd_convolve(0, shape, 0, outputs, 0, 0, 1)
+        with pytest.raises(ValueError, match=r"even|outputs|shape"):
+            kernels.winograd_weights(0, shape, 0, outputs, 0, 1)

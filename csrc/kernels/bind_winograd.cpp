@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Python's view of Winograd's transforms: addresses and sizes in, nothing copied. mlic_fast/ops/winograd.py checks
+// Python's view of Winograd's convolution: addresses and sizes in, nothing copied. mlic_fast/ops/winograd.py checks
 // before it calls.
 #include <pybind11/pybind11.h>
 
@@ -25,53 +25,38 @@ TiledMap map_of(const py::tuple& shape) {
   return map;
 }
 
-TileRange range_of(const TiledMap& map, size_t first, size_t count, size_t stride) {
-  if (first > map.tiles() || count > map.tiles() - first || stride < count * map.channels) {
-    throw std::invalid_argument("tiles outside the map, or coefficients on top of each other");
-  }
-  return {first, count, stride};
+size_t checked(size_t outputs) {
+  if (outputs == 0 || outputs % kWinogradChannels) throw std::invalid_argument("outputs must be a multiple of 16");
+  return outputs;
 }
 
 }  // namespace
 
 void bind_winograd(py::module_& module) {
   module.def(
-      "winograd_input",
-      [](uintptr_t x, const py::tuple& shape, size_t first, size_t count, uintptr_t out, size_t stride, int threads) {
-        const TiledMap map = map_of(shape);
-        const TileRange range = range_of(map, first, count, stride);
-        const Isa isa = chosen_isa();  // reads the environment
-        py::gil_scoped_release release;
-        winograd_input(reinterpret_cast<const float*>(x), map, range, reinterpret_cast<float*>(out), isa, threads);
-      },
-      py::arg("x"), py::arg("shape"), py::arg("first"), py::arg("count"), py::arg("out"), py::arg("stride"),
-      py::arg("threads"));
-  module.def(
-      "winograd_output",
-      [](uintptr_t coefficients, size_t stride, const py::tuple& shape, size_t first, size_t count, uintptr_t bias,
-         uintptr_t y, int threads) {
-        const TiledMap map = map_of(shape);
-        const TileRange range = range_of(map, first, count, stride);
-        const Isa isa = chosen_isa();  // reads the environment
-        py::gil_scoped_release release;
-        winograd_output(reinterpret_cast<const float*>(coefficients), map, range, reinterpret_cast<const float*>(bias),
-                        reinterpret_cast<float*>(y), isa, threads);
-      },
-      py::arg("coefficients"), py::arg("stride"), py::arg("shape"), py::arg("first"), py::arg("count"), py::arg("bias"),
-      py::arg("y"), py::arg("threads"));
-  module.def(
-      "winograd_gradient",
-      [](uintptr_t grad, const py::tuple& shape, size_t first, size_t count, uintptr_t out, size_t stride,
+      "winograd_convolve",
+      [](uintptr_t x, const py::tuple& shape, uintptr_t coefficients, size_t outputs, uintptr_t bias, uintptr_t y,
          int threads) {
         const TiledMap map = map_of(shape);
-        const TileRange range = range_of(map, first, count, stride);
+        checked(outputs);
         const Isa isa = chosen_isa();  // reads the environment
         py::gil_scoped_release release;
-        winograd_gradient(reinterpret_cast<const float*>(grad), map, range, reinterpret_cast<float*>(out), isa,
-                          threads);
+        winograd_convolve(reinterpret_cast<const float*>(x), map, reinterpret_cast<const float*>(coefficients), outputs,
+                          reinterpret_cast<const float*>(bias), reinterpret_cast<float*>(y), isa, threads);
       },
-      py::arg("grad"), py::arg("shape"), py::arg("first"), py::arg("count"), py::arg("out"), py::arg("stride"),
+      py::arg("x"), py::arg("shape"), py::arg("coefficients"), py::arg("outputs"), py::arg("bias"), py::arg("y"),
       py::arg("threads"));
+  module.def(
+      "winograd_weights",
+      [](uintptr_t x, const py::tuple& shape, uintptr_t grad, size_t outputs, uintptr_t total, int threads) {
+        const TiledMap map = map_of(shape);
+        checked(outputs);
+        const Isa isa = chosen_isa();  // reads the environment
+        py::gil_scoped_release release;
+        winograd_weights(reinterpret_cast<const float*>(x), map, reinterpret_cast<const float*>(grad), outputs,
+                         reinterpret_cast<float*>(total), isa, threads);
+      },
+      py::arg("x"), py::arg("shape"), py::arg("grad"), py::arg("outputs"), py::arg("total"), py::arg("threads"));
 }
 
 }  // namespace mlic::kernels

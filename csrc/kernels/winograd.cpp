@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Transforms of Winograd's F(2×2, 3×3). The matrix products between them are PyTorch's.
+// Winograd's F(2×2, 3×3). A task takes a block of tiles through transform, products and transform back, all in its
+// own processor's cache: products over a whole map would have to fetch what another processor transformed.
 #include "winograd.hpp"
 
 #include <algorithm>
@@ -16,15 +17,54 @@
 namespace mlic::kernels {
 namespace {
 
-// Tiles of a task: a few microseconds of work.
-constexpr size_t kTiles = 32;
+constexpr size_t kCoefficients = 16;
 
+// Floats of the coefficients that a task forms: half of a processor's second cache, of which the weights take the rest.
+constexpr size_t kWorkspace = 128 * 1024;
+
+// Tiles of a task are a multiple of kRows, the rows that are multiplied at once, and no fewer than kLeastTiles, so that
+// weights which are not in the cache are read for many products.
+constexpr size_t kRows = 6;
+constexpr size_t kLeastTiles = 4 * kRows, kMostTiles = 16 * kRows;
+
+// Channels of x whose products with the gradient's are summed at once.
+constexpr size_t kSums = 4;
+
+// Tiles first … first + count − 1, and where their 16 coefficients lie: [16][count][C] with `stride` floats from one
+// coefficient to the next.
+struct TileRange {
+  size_t first, count, stride;
+};
+
+// Transforms between a map and the coefficients of some of its tiles.
 struct WinogradJob {
   TiledMap map;
   TileRange range;
   const float* in;
   float* out;
 };
+
+// A map, and another one of the same size that is either the result or a gradient.
+struct WinogradMaps {
+  TiledMap map, other;
+  const float* x;
+  const float* zeros;  // of as many channels as the wider map
+};
+
+inline size_t block_tiles(size_t channels, size_t outputs) {
+  const size_t fitting = kWorkspace / (kCoefficients * (channels + outputs)) / kRows * kRows;
+  return std::min(std::max(fitting, kLeastTiles), kMostTiles);
+}
+
+// Floats from one coefficient's block to the next one's: no multiple of a page, or all would share a place of the
+// cache.
+inline size_t block_stride(size_t tiles, size_t channels) {
+  return tiles * channels + kWinogradChannels;
+}
+
+inline size_t workspace_floats(size_t tiles, size_t channels, size_t outputs) {
+  return kCoefficients * (block_stride(tiles, channels) + block_stride(tiles, outputs));
+}
 
 // Of a tile: positions before its image, and its first row and column.
 struct Place {
@@ -46,34 +86,56 @@ inline Place place_of(const TiledMap& map, size_t tile) {
 namespace mlic::kernels {
 namespace {
 
-template <class Work>
-void on_tiles(const WinogradJob& job, const float* more, Work work, int threads) {
-  const size_t count = job.range.count, tasks = (count + kTiles - 1) / kTiles;
-  const size_t last = job.range.first + count;
-  run_tasks(static_cast<int64_t>(tasks), threads, [&](int64_t task, int) {
-    const size_t from = job.range.first + static_cast<size_t>(task) * kTiles;
-    work(job, from, std::min(from + kTiles, last), more);
-  });
+TiledMap with_channels(TiledMap map, size_t channels) {
+  map.channels = channels;
+  return map;
+}
+
+std::vector<Floats> workspaces(size_t workers, size_t floats) {
+  std::vector<Floats> found;
+  for (size_t worker = 0; worker < workers; worker++) found.emplace_back(floats);
+  return found;
 }
 
 }  // namespace
 
-void winograd_input(const float* x, const TiledMap& map, const TileRange& range, float* coefficients, Isa isa,
-                    int threads) {
-  const Floats zeros(map.channels);
-  on_tiles({map, range, x, coefficients}, zeros.data(), MLIC_PICK_OF(isa, input_tiles), threads);
+void winograd_convolve(const float* x, const TiledMap& map, const float* coefficients, size_t outputs,
+                       const float* bias, float* y, Isa isa, int threads) {
+  const size_t tiles = block_tiles(map.channels, outputs), tasks = (map.tiles() + tiles - 1) / tiles;
+  const size_t workers = std::min(tasks, static_cast<size_t>(std::max(threads, 1)));
+  const Floats zeros(std::max(map.channels, outputs));
+  const std::vector<Floats> rooms = workspaces(workers, workspace_floats(tiles, map.channels, outputs));
+  const WinogradMaps maps{map, with_channels(map, outputs), x, zeros.data()};
+  const auto work = MLIC_PICK_OF(isa, convolve_block);
+  run_tasks(static_cast<int64_t>(tasks), static_cast<int>(workers), [&](int64_t task, int worker) {
+    const size_t first = static_cast<size_t>(task) * tiles, count = std::min(tiles, map.tiles() - first);
+    work(maps, first, count, tiles, coefficients, bias == nullptr ? zeros.data() : bias, y,
+         rooms[static_cast<size_t>(worker)].data());
+  });
 }
 
-void winograd_output(const float* coefficients, const TiledMap& map, const TileRange& range, const float* bias,
-                     float* y, Isa isa, int threads) {
+void winograd_weights(const float* x, const TiledMap& map, const float* grad, size_t outputs, float* total, Isa isa,
+                      int threads) {
+  const size_t tiles = block_tiles(map.channels, outputs), blocks = (map.tiles() + tiles - 1) / tiles;
+  const size_t workers = std::min(blocks, static_cast<size_t>(std::max(threads, 1)));
+  const size_t floats = kCoefficients * map.channels * outputs;
   const Floats zeros(map.channels);
-  on_tiles({map, range, coefficients, y}, bias == nullptr ? zeros.data() : bias, MLIC_PICK_OF(isa, output_tiles),
-           threads);
-}
-
-void winograd_gradient(const float* grad, const TiledMap& map, const TileRange& range, float* coefficients, Isa isa,
-                       int threads) {
-  on_tiles({map, range, grad, coefficients}, nullptr, MLIC_PICK_OF(isa, gradient_tiles), threads);
+  const std::vector<Floats> rooms = workspaces(workers, workspace_floats(tiles, map.channels, outputs));
+  const std::vector<Floats> sums = workspaces(workers, floats);
+  const WinogradMaps maps{map, with_channels(map, outputs), x, zeros.data()};
+  const auto work = MLIC_PICK_OF(isa, weights_block);
+  // A task is a fixed share of the blocks, so that sums do not depend on who takes which.
+  run_tasks(static_cast<int64_t>(workers), static_cast<int>(workers), [&](int64_t task, int) {
+    const size_t share = static_cast<size_t>(task);
+    for (size_t block = blocks * share / workers; block < blocks * (share + 1) / workers; block++) {
+      const size_t first = block * tiles, count = std::min(tiles, map.tiles() - first);
+      work(maps, first, count, tiles, grad, sums[share].data(), rooms[share].data());
+    }
+  });
+  std::fill(total, total + floats, 0.0f);
+  for (const Floats& sum : sums) {
+    for (size_t i = 0; i < floats; i++) total[i] += sum.data()[i];
+  }
 }
 
 }  // namespace mlic::kernels

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Transforms of Winograd's F(2×2, 3×3): a 3×3 convolution (stride 1, zero padding 1) as 16 matrix products over tiles.
+// Winograd's F(2×2, 3×3): a 3×3 convolution (stride 1, zero padding 1) as 16 matrix products over tiles.
 #pragma once
 
 #include <cstddef>
@@ -19,22 +19,15 @@ struct TiledMap {
   size_t tiles() const { return batch * (height / 2) * (width / 2); }
 };
 
-// Tiles first … first + count − 1, and where their 16 coefficients lie: [16][count][C] with `stride` floats from one
-// coefficient to the next.
-struct TileRange {
-  size_t first, count, stride;
-};
+// y [B, H, W, outputs] = convolution of x plus bias [outputs], which may be null. coefficients: G g Gᵀ of the weights,
+// [16][channels][outputs]; `outputs` is a multiple of kWinogradChannels as well.
+void winograd_convolve(const float* x, const TiledMap& map, const float* coefficients, size_t outputs,
+                       const float* bias, float* y, Isa isa, int threads);
 
-// Bᵀ d B of the 4 × 4 positions around each tile, zero outside the map.
-void winograd_input(const float* x, const TiledMap& map, const TileRange& range, float* coefficients, Isa isa,
-                    int threads);
-
-// Aᵀ m A, plus bias [C] unless it is null: the tiles of y.
-void winograd_output(const float* coefficients, const TiledMap& map, const TileRange& range, const float* bias,
-                     float* y, Isa isa, int threads);
-
-// A g Aᵀ of each tile's gradient: what the products' gradients with respect to the weights are formed with.
-void winograd_gradient(const float* grad, const TiledMap& map, const TileRange& range, float* coefficients, Isa isa,
-                       int threads);
+// What the weights' gradient is formed of: the sum over tiles of (Bᵀ d B)[channel] (A y' Aᵀ)[output] for each of the 16
+// coefficients, [16][channels][outputs]. d: x's tiles; y': those of grad [B, H, W, outputs]. The same for the same
+// number of threads.
+void winograd_weights(const float* x, const TiledMap& map, const float* grad, size_t outputs, float* total, Isa isa,
+                      int threads);
 
 }  // namespace mlic::kernels

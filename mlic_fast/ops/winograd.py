@@ -10,7 +10,6 @@ of the weights is Gᵀ [Σ_tiles (A y' Aᵀ) ⊙ (Bᵀ d B)] G.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -24,15 +23,6 @@ COEFFICIENTS = 16
 
 # Maps with fewer positions than this, batch included, are left to PyTorch: transforming the weights costs too much.
 MIN_POSITIONS = 1024
-
-# Floats of the coefficients of a block of tiles, so that those of x and of the result stay in the cache together; but
-# a block has at least so many tiles, since products of fewer rows are slow.
-BLOCK_FLOATS = 3 * 2**17
-LEAST_TILES = 128
-
-# Tiles of a block are a multiple of this but not of twice it, or the addresses of a tile's coefficients would fall
-# into the same few places of the cache.
-_TILES = 8
 
 # G, from the three weights in a row to four coefficients.
 _G = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
@@ -87,11 +77,10 @@ def _conv3x3_backward(
     grad, argument = _last(grad), _last(x)
     x = F.gelu(argument) if gelu else argument
     out_channels, in_channels = weight.shape[:2]
-    total = x.new_zeros(COEFFICIENTS, in_channels, out_channels)
-    for first, of_x, of_grad in _blocks(x, in_channels, out_channels):
-        _kernel("input", x, first, of_x)
-        _kernel("gradient", grad, first, of_grad)
-        total.baddbmm_(of_x.transpose(1, 2), of_grad)  # [16, in, out]
+    total = x.new_empty(COEFFICIENTS, in_channels, out_channels)
+    backend.cpu_kernels.winograd_weights(
+        x.data_ptr(), _shape(x), grad.data_ptr(), out_channels, total.data_ptr(), torch.get_num_threads()
+    )
     weight_grad = (_transform(total).t() @ total.flatten(1)).view(3, 3, in_channels, out_channels).permute(3, 2, 0, 1)
     bias_grad = grad.sum(dim=(0, 2, 3))
     if not needs_x:
@@ -128,44 +117,18 @@ _conv3x3.register_autograd(_backward, setup_context=_setup_context)
 def _convolve(x: Tensor, coefficients: Tensor, bias: Tensor | None) -> Tensor:
     """x [B, in, H, W] with transformed weights [16, in, out]: [B, out, H, W], both channels-last."""
     x = _last(x)
-    in_channels, out_channels = coefficients.shape[1:]
-    y = _empty(x, out_channels)
+    y = _empty(x, coefficients.shape[2])
     bias = None if bias is None else bias.contiguous()
-    for first, of_x, of_y in _blocks(x, in_channels, out_channels):
-        _kernel("input", x, first, of_x)
-        torch.bmm(of_x, coefficients, out=of_y)
-        backend.cpu_kernels.winograd_output(
-            of_y.data_ptr(),
-            of_y.stride(0),
-            _shape(y),
-            first,
-            of_y.shape[1],
-            0 if bias is None else bias.data_ptr(),
-            y.data_ptr(),
-            torch.get_num_threads(),
-        )
+    backend.cpu_kernels.winograd_convolve(
+        x.data_ptr(),
+        _shape(x),
+        coefficients.data_ptr(),
+        coefficients.shape[2],
+        0 if bias is None else bias.data_ptr(),
+        y.data_ptr(),
+        torch.get_num_threads(),
+    )
     return y
-
-
-def _blocks(x: Tensor, in_channels: int, out_channels: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Tiles in blocks: the first one, and room for two sets of coefficients [16, tiles, channels], the same for all."""
-    batch, _, height, width = x.shape
-    tiles = batch * (height // 2) * (width // 2)
-    most = max(LEAST_TILES, BLOCK_FLOATS // (COEFFICIENTS * max(in_channels, out_channels)))
-    most = min(most // (2 * _TILES) * 2 * _TILES + _TILES, tiles)
-    rooms = [x.new_empty(COEFFICIENTS * most * channels) for channels in (in_channels, out_channels)]
-    for first in range(0, tiles, most):
-        count = min(most, tiles - first)
-        of_in, of_out = (
-            room[: COEFFICIENTS * count * channels].view(COEFFICIENTS, count, channels)
-            for room, channels in zip(rooms, (in_channels, out_channels), strict=True)
-        )
-        yield first, of_in, of_out
-
-
-def _kernel(name: str, x: Tensor, first: int, out: Tensor) -> None:
-    run = getattr(backend.cpu_kernels, f"winograd_{name}")
-    run(x.data_ptr(), _shape(x), first, out.shape[1], out.data_ptr(), out.stride(0), torch.get_num_threads())
 
 
 def _coefficients(weight: Tensor) -> Tensor:
