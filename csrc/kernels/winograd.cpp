@@ -56,6 +56,13 @@ inline size_t block_tiles(size_t channels, size_t outputs) {
   return std::min(std::max(fitting, kLeastTiles), kMostTiles);
 }
 
+// The same where products are summed: all sums are read and written for each block, so that where there are many the
+// blocks are larger, whatever becomes of the cache.
+inline size_t summed_tiles(size_t channels, size_t outputs) {
+  const size_t worthwhile = std::min<size_t>(channels * outputs / 1024, 24 * kRows) / kRows * kRows;
+  return std::max(block_tiles(channels, outputs), worthwhile);
+}
+
 // Floats from one coefficient's block to the next one's: no multiple of a page, or all would share a place of the
 // cache.
 inline size_t block_stride(size_t tiles, size_t channels) {
@@ -116,7 +123,7 @@ void winograd_convolve(const float* x, const TiledMap& map, const float* coeffic
 
 void winograd_weights(const float* x, const TiledMap& map, const float* grad, size_t outputs, float* total, Isa isa,
                       int threads) {
-  const size_t tiles = block_tiles(map.channels, outputs), blocks = (map.tiles() + tiles - 1) / tiles;
+  const size_t tiles = summed_tiles(map.channels, outputs), blocks = (map.tiles() + tiles - 1) / tiles;
   const size_t workers = std::min(blocks, static_cast<size_t>(std::max(threads, 1)));
   const size_t floats = kCoefficients * map.channels * outputs;
   const Floats zeros(map.channels);
