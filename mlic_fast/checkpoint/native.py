@@ -147,7 +147,7 @@ def write_native(
         stored |= {name: stored[name].to(torch.int16) for name in _BOUNDS}
     shapes = {key: tuple(value.shape) for key, value in stored.items()}
     header = NativeHeader(name, config, fingerprint(loaded), lmbda, metric, shapes, guard_deltas)
-    labels = {
+    labels: dict[str, Any] = {
         # what older releases can read says so
         "format": 2 if half else 1,
         "name": name,

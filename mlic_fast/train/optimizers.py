@@ -51,7 +51,10 @@ def matrix_weights(model: nn.Module) -> list[nn.Parameter]:
     """
     transforms = (model.get_submodule(name) for name in ("g_a", "g_s", "h_a"))
     return [
-        module.weight for transform in transforms for module in transform.modules() if isinstance(module, nn.Conv2d)
+        module.get_parameter("weight")
+        for transform in transforms
+        for module in transform.modules()
+        if isinstance(module, nn.Conv2d)
     ]
 
 
@@ -80,7 +83,7 @@ class MatrixOptimizer(Optimizer):
             matrix.grad = None if weight.grad is None else _matrix(weight.grad, last)
         for group in self._muon.param_groups:
             group["lr"] = self.param_groups[0]["lr"]
-        self._muon.step()
+        self._muon.step()  # type: ignore[no-untyped-call]
         self._muon.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Any]:
