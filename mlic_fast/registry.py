@@ -23,8 +23,8 @@ from mlic_fast.checkpoint.shapes import parameter_count
 from mlic_fast.config import ModelConfig
 from mlic_fast.errors import CheckpointError, WrongWeightsError
 
-# Used where nobody names a model.
-DEFAULT_MODEL = "mlicpp-small"
+# Used where nobody names a model: the middle one of those that are bundled.
+DEFAULT_MODEL = "mlicpp-s-0.0220"
 
 ENVIRONMENT = "MLIC_FAST_MODELS"
 

@@ -8,6 +8,7 @@ import gc
 import threading
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -104,7 +105,7 @@ def test_walk_finds_the_plain_path_s_indexes(
 
 
 def test_walk_of_the_bundled_weights(test_image: Images, given_symbols: Any) -> None:
-    check_walk(open_model("mlicpp-small", "cpu"), test_image(64, 128, 51, 2), given_symbols)
+    check_walk(open_model("mlicpp-s-0.0220", "cpu"), test_image(64, 128, 51, 2), given_symbols)
 
 
 @pytest.mark.slow
@@ -242,7 +243,8 @@ def test_shorter_formats_do_not_reach_the_entropy_path(
 
 @pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this processor has no bfloat16")
 def test_bfloat16_transforms_cost_little(test_image: Images) -> None:
-    model, x, short = open_model("mlicpp-small", "cpu"), test_image(128, 192, 60), Options(transform_dtype="bfloat16")
+    weights = Path(__file__).parent / "golden" / "files" / "mlicpp-small.safetensors"
+    model, x, short = open_model(weights, "cpu"), test_image(128, 192, 60), Options(transform_dtype="bfloat16")
     y, own_y = (compiled(model, options).analyse(x)[0] for options in (FLOAT32, short))
     assert 0 < (own_y - y).square().mean().sqrt() < 0.02  # of a quantisation step
     strings, y_hats = zip(*(coded(model, x, options)[::3] for options in (FLOAT32, short)), strict=True)

@@ -16,6 +16,8 @@ from mlic_fast.bitstream import container
 from mlic_fast.codec import decode_tensor
 from mlic_fast.engine import Options
 
+# Weights are part of what a file needs: those that were bundled when the files were written.
+WEIGHTS = {"v1": Path(__file__).parent / "golden" / "files" / "mlicpp-small.safetensors"}
 FILES = sorted((Path(__file__).parent / "golden" / "files").glob("*/*.npz"))
 
 
@@ -27,7 +29,7 @@ def _data(reference: Path) -> bytes:
 @pytest.fixture(scope="module", params=["plain", "kernels", "engine", "engine, one thread", "engine, bfloat16"])
 def way(request: pytest.FixtureRequest) -> Any:
     """A model that decodes in one way, and the backend to name."""
-    model = mlic_fast.load("mlicpp-small")
+    model = mlic_fast.load(WEIGHTS["v1"])
     kind: str = request.param
     model.engine_options = Options("bfloat16" if "bfloat16" in kind else "float32")
     with pytest.MonkeyPatch.context() as patch:
@@ -57,7 +59,8 @@ def test_a_golden_file_decodes_to_its_reference(reference: Path, way: Any) -> No
         assert np.array_equal(np.asarray(image)[..., -1], expected["alpha"])
 
 
-def test_golden_files_find_their_weights_and_are_guarded() -> None:
+def test_golden_files_find_their_weights_and_are_guarded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLIC_FAST_MODELS", str(WEIGHTS["v1"].parent))
     for reference in FILES:
         if reference.stem != "official":
             assert container.read(_data(reference)).guard is not None
@@ -65,7 +68,7 @@ def test_golden_files_find_their_weights_and_are_guarded() -> None:
 
 
 def test_what_else_a_golden_file_carries() -> None:
-    image = mlic_fast.decode(_data(FILES[0].parent / "rgb-alpha.npz"))
+    image = mlic_fast.decode(_data(FILES[0].parent / "rgb-alpha.npz"), WEIGHTS["v1"])
     assert image.getexif()[0x010E] == "golden"
     assert b"xmpmeta" in image.info["xmp"]
     assert image.info["comment"] == b"golden"

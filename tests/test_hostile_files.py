@@ -37,7 +37,7 @@ MLIC_KINDS = ["grey", "everything", "unguarded"]
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    return mlic_fast.load("mlicpp-small")
+    return mlic_fast.load("mlicpp-s-0.0220")
 
 
 @pytest.fixture(scope="module")

@@ -61,7 +61,7 @@ def test_wheel_holds_what_it_must(wheel: Path) -> None:
     assert sources <= set(names)
     for name in (
         "py.typed",
-        "weights/mlicpp-small.safetensors",
+        *(f"weights/mlicpp-s-{lmbda}.safetensors" for lmbda in ("0.0025", "0.0220", "0.1000")),
         "weights/LICENSES.md",
         "data/coffee.png",
         "data/compare.html",

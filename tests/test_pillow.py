@@ -238,7 +238,7 @@ def test_quality_chooses_a_model(photograph: Image.Image, monkeypatch: pytest.Mo
 def test_model(photograph: Image.Image, small_model: Any, coded: bytes) -> None:
     data = save(photograph.resize((64, 64)), model=small_model)
     assert container.read(data).fingerprint != container.read(coded).fingerprint
-    assert save(photograph, model="mlicpp-small") == save(photograph)
+    assert save(photograph, model="mlicpp-s-0.0220") == save(photograph)
     with pytest.raises(OSError, match="no-such-model"):
         save(photograph, model="no-such-model")
     # nobody can find the weights of a model that is in no file
@@ -258,7 +258,7 @@ def test_options_of_encode(photograph: Image.Image) -> None:
     [
         ({"quality": 101}, "quality must be a number from 0 to 100"),
         ({"quality": "high"}, "quality must be a number"),
-        ({"quality": 50, "model": "mlicpp-small"}, "quality or model, not both"),
+        ({"quality": 50, "model": "mlicpp-s-0.0220"}, "quality or model, not both"),
         ({"lossless": True}, "lossy"),
         ({"save_all": True}, "holds one picture"),
         ({"append_images": [Image.new("L", (8, 8))]}, "holds one picture"),

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -24,8 +25,24 @@ from mlic_fast.rate_control import Hit, Target, Trial, choose_by_quality, encode
 
 __all__ = ["one_thread"]
 
-# Factors on the latent of the bundled model, by λ: the smaller they are, the less is left to code.
+ALL_BUNDLED = registry.bundled_folder
+
+# That of the default model.
+LAMBDA = 0.0220
+
+# Factors on the latent of the default model, by λ: the smaller they are, the less is left to code.
 SCALES = {0.001: 0.15, 0.002: 0.3, 0.004: 0.6}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_bundled_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Of the bundled models the default one alone, so that these tests say what there is beside it."""
+    folder = tmp_path_factory.mktemp("bundled")
+    path = registry.resolve(registry.DEFAULT_MODEL)
+    (folder / path.name).symlink_to(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "bundled_folder", lambda: folder)
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +51,7 @@ def no_other_models(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def scaled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def scaled(tmp_path_factory: pytest.TempPathFactory, one_bundled_model: None) -> Path:
     """A folder with models of the bundled one's shape that make smaller files, named so that names do not sort them."""
     from mlic_fast.checkpoint import read_checkpoint, write_native
 
@@ -105,9 +122,9 @@ def test_targets_that_make_no_sense(values: dict[str, Any], words: str) -> None:
 
 
 def test_the_ladder_at_hand(scaled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [model.name for model in ladder()] == ["mlicpp-small"]
+    assert [model.name for model in ladder()] == ["mlicpp-s-0.0220"]
     monkeypatch.setenv(registry.ENVIRONMENT, str(scaled))
-    assert [model.lmbda for model in ladder()] == [*SCALES, 0.0067]
+    assert [model.lmbda for model in ladder()] == [*SCALES, LAMBDA]
     with pytest.raises(TargetError, match=r"ms-ssim .*convert --lambda"):
         ladder(metric="ms-ssim")
 
@@ -161,7 +178,7 @@ def test_families(models: list[registry.Model], names: list[str], monkeypatch: p
 
 def test_named_models(scaled: Path) -> None:
     paths = [scaled / f"{number}.safetensors" for number in range(3)]
-    assert [model.lmbda for model in ladder([*map(str, paths), registry.DEFAULT_MODEL])] == [*SCALES, 0.0067]
+    assert [model.lmbda for model in ladder([*map(str, paths), registry.DEFAULT_MODEL])] == [*SCALES, LAMBDA]
     assert ladder([model_of(None, metric=None)])[0].lmbda is None
     with pytest.raises(TargetError, match=r"model None: λ is not known"):
         ladder([model_of(None), model_of(0.1)])
@@ -185,6 +202,17 @@ def test_quality_stands_for_a_lambda(metric: Any) -> None:
     between = model_of((released[2] * released[3]) ** 0.5, metric=metric)
     assert choose_by_quality(50, models=[*models, between]) == between
     assert choose_by_quality(40, models=[*models, between]).lmbda == released[2]
+
+
+def test_the_bundled_ladder(monkeypatch: pytest.MonkeyPatch, picture: Picture) -> None:
+    """Rate control means something without further weights."""
+    monkeypatch.setattr(registry, "bundled_folder", ALL_BUNDLED)
+    assert [model.lmbda for model in ladder()] == [0.0025, 0.0220, 0.1000]
+    assert [choose_by_quality(quality).lmbda for quality in (0, 75, 100)] == [0.0025, 0.0220, 0.1000]
+    hits = [encode_to_target(picture, Target(psnr=least)) for least in (1, 99)]
+    assert [hit.lmbda for hit in hits] == [0.0025, 0.1000]
+    assert 1.5 * hits[0].bpp < hits[1].bpp
+    assert encode_to_target(picture, Target(bpp=hits[0].bpp)).lmbda == 0.0025
 
 
 def test_quality_with_few_models() -> None:
@@ -250,7 +278,7 @@ def test_files_of_a_target(
     hit = encode_to_target(picture, Target(bpp=bpp))
     assert (hit.model, hit.bpp) == (names[3], bpp)
     assert [trial.model for trial in hit.tried] == names[1:]
-    assert hit.tried[-1] == Trial(names[3], 0.0067, sizes[3], bpp, None)
+    assert hit.tried[-1] == Trial(names[3], LAMBDA, sizes[3], bpp, None)
 
     hit = encode_to_target(picture, Target(psnr=qualities[1] - 0.01))
     assert (hit.model, hit.psnr, hit.reached) == (names[1], qualities[1], True)

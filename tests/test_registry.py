@@ -26,7 +26,12 @@ from mlic_fast.errors import CheckpointError, WrongWeightsError
 
 __all__ = ["one_thread"]
 
-BUNDLED = "32e1d482461a989ab4c71cec0931c2967dcf3b5ca682b582fa937b71437b797b"
+BUNDLED = {
+    0.0025: "84aac64be7f8385c47afc8862614f365ae3bc6709ff5ce6f395075eb4d7f01b3",
+    0.0220: "2a5ee19b609d0e44ebf09c845d67b23f5347161f2a3dfd6d3139a4a5c6dc8f90",
+    0.1000: "8646f79a17974e4e64418b066f4984443611ed4cf2cc18ed52cc11124362800d",
+}
+NAMES = [f"mlicpp-s-{lmbda:.4f}" for lmbda in BUNDLED]
 
 
 @pytest.fixture(autouse=True)
@@ -48,23 +53,31 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return models
 
 
-def test_bundled_weights() -> None:
-    path = registry.resolve("mlicpp-small")
+@pytest.mark.parametrize("lmbda", BUNDLED, ids=str)
+def test_bundled_weights(lmbda: float) -> None:
+    name, digest = f"mlicpp-s-{lmbda:.4f}", BUNDLED[lmbda]
+    path = registry.resolve(name)
     checkpoint = read_checkpoint(path)
-    assert checkpoint.config == ModelConfig(N=64, M=96, slice_num=3, variant="new")
-    assert (checkpoint.name, checkpoint.lmbda, checkpoint.metric) == ("mlicpp-small", 0.0067, "mse")
+    assert checkpoint.config == ModelConfig(N=48, M=96, slice_num=3, variant="new")
+    assert (checkpoint.name, checkpoint.lmbda, checkpoint.metric) == (name, lmbda, "mse")
     assert checkpoint.tables_saved
-    assert checkpoint.fingerprint.hex() == BUNDLED
-    assert 20e6 < path.stat().st_size < 23e6
+    assert checkpoint.guard_deltas is not None
+    assert checkpoint.fingerprint.hex() == digest
     card = path.with_name("LICENSES.md").read_text()
-    assert BUNDLED in card
+    assert digest in card
     assert len(re.findall(r"^\| .+\.(?:jpg|png) \|", card, re.MULTILINE)) == 56
-
-    model = registry.find(registry.DEFAULT_MODEL)
-    assert (model.name, model.path, model.origin) == ("mlicpp-small", path, "bundled")
+    model = registry.find(name)
+    assert (model.name, model.path, model.origin) == (name, path, "bundled")
     assert model.fingerprint == checkpoint.fingerprint
-    assert registry.find_by_fingerprint(bytes.fromhex(BUNDLED)[:8], "whatever it is called") == model
-    assert registry.available().models == (model,)
+    assert registry.find_by_fingerprint(bytes.fromhex(digest)[:8], "whatever it is called") == model
+
+
+def test_bundled_models_are_a_ladder_of_60_megabytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(registry.ENVIRONMENT, raising=False)
+    models = registry.available().models
+    assert [model.name for model in models] == NAMES
+    assert registry.DEFAULT_MODEL in NAMES
+    assert sum(model.size for model in models) <= 60e6
 
 
 def test_bundled_photograph() -> None:
@@ -80,7 +93,7 @@ def test_by_name(folder: Path) -> None:
     assert registry.resolve("mlicpp_mse_q5_2960000") == folder / "mlicpp_mse_q5_2960000.pth.tar"
     model = registry.find("my-model")
     assert (model.origin, model.config, model.lmbda) == ("MLIC_FAST_MODELS", CONFIGS["old"], 0.1)
-    with pytest.raises(WrongWeightsError, match=r"called 'mine'; at hand are mlicpp-small, .*my-model.*nowhere"):
+    with pytest.raises(WrongWeightsError, match=r"called 'mine'; at hand are mlicpp-s-0.0025, .*my-model.*nowhere"):
         registry.resolve("mine")
 
 
@@ -101,10 +114,10 @@ def test_by_path(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_file_does_not_hide_a_bundled_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "mlicpp-small").write_bytes(b"")
+    (tmp_path / "mlicpp-s-0.0220").write_bytes(b"")
     monkeypatch.chdir(tmp_path)
-    assert registry.resolve("mlicpp-small").parent == registry.bundled_folder()
-    assert registry.resolve("./mlicpp-small") == Path("mlicpp-small")
+    assert registry.resolve("mlicpp-s-0.0220").parent == registry.bundled_folder()
+    assert registry.resolve("./mlicpp-s-0.0220") == Path("mlicpp-s-0.0220")
 
 
 def test_by_fingerprint(folder: Path) -> None:
@@ -117,7 +130,7 @@ def test_by_fingerprint(folder: Path) -> None:
     message = str(caught.value)
     for part in (
         "'mlicpp_mse_q6', fingerprint 0102030405060708",
-        "mlicpp-small (32e1d482461a989a",
+        f"mlicpp-s-0.0220 ({BUNDLED[0.0220][:16]}",
         f"my-model ({fingerprint(weights('old')).hex()[:16]}",
         f"mlicpp_mse_q5_2960000 ({fingerprint(weights('new')).hex()[:16]}",
         "broken.pth",
@@ -131,7 +144,7 @@ def test_by_fingerprint(folder: Path) -> None:
 
 def test_available_lists_models_and_problems(folder: Path, tmp_path: Path) -> None:
     listing = registry.available()
-    assert [model.name for model in listing.models] == ["mlicpp-small", "mlicpp_mse_q5_2960000", "my-model"]
+    assert [model.name for model in listing.models] == [*NAMES, "mlicpp_mse_q5_2960000", "my-model"]
     assert {path for path, _ in listing.problems} == {folder / "broken.pth", tmp_path / "nowhere"}
 
 
@@ -147,18 +160,17 @@ def test_files_are_read_again_only_after_a_change(folder: Path, monkeypatch: pyt
     assert first == second
     assert sorted(path.name for path in read) == ["broken.pth", "mlicpp_mse_q5_2960000.pth.tar"]
     torch.save({"state_dict": weights("old")}, folder / "broken.pth")
-    assert len(registry.available().models) == 4
+    assert len(registry.available().models) == len(NAMES) + 3
     assert len(read) == 3
 
 
 def test_what_is_known_of_a_model(folder: Path) -> None:
-    bundled, official, native = registry.available().models
-    assert bundled.parameters == 10_499_586  # as its card says
-    assert bundled.size == bundled.path.stat().st_size
-    for model in (official, native):
+    *bundled, official, native = registry.available().models
+    assert {model.parameters for model in bundled} == {9_683_938}  # as its card says
+    for model in (*bundled, official, native):
         assert model.parameters == parameter_count(model.config)
         assert model.size == model.path.stat().st_size
-        assert model.guard_delta is None
+        assert (model.guard_delta is None) == (model.origin != "bundled")
     calibrated = folder / "calibrated.safetensors"
     channels = [5e-5] * CONFIGS["old"].slice_width
     deltas = (*[tuple(channels)] * (2 * CONFIGS["old"].slice_num - 1), (0.0001, *channels[1:]))
@@ -183,7 +195,7 @@ def test_models_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         "mlicpp_mse_q5_2960000",
         "smaller",
         "my-model",
-        "mlicpp-small",
+        *NAMES,
     ]
     told = {model["name"]: model for model in facts["models"]}
     assert told["my-model"] == {
@@ -205,7 +217,7 @@ def test_models_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     head, *rows = capsys.readouterr().out.splitlines()
     assert head.split()[:6] == ["name", "λ", "metric", "shape", "parameters", "bytes"]
     assert head.split()[6:] == ["guard", "fingerprint", "target", "where"]
-    for name, target in (("mlicpp-small", False), ("my-model", True), ("smaller", True)):
+    for name, target in (("mlicpp-s-0.0220", False), ("my-model", True), ("smaller", True)):
         (row,) = (row for row in rows if row.startswith(name + " "))
         assert ("*" in row) == target
         assert told[name]["fingerprint"][:16] in row
@@ -228,4 +240,4 @@ def test_models_command_needs_no_torch(folder: Path, monkeypatch: pytest.MonkeyP
 def test_single_files_and_duplicates(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = str(folder / "x.safetensors")
     monkeypatch.setenv(registry.ENVIRONMENT, os.pathsep.join([file, file]))
-    assert [model.name for model in registry.available().models] == ["mlicpp-small", "my-model"]
+    assert [model.name for model in registry.available().models] == [*NAMES, "my-model"]

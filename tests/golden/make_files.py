@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the golden files of a release: `python tests/golden/make_files.py NEW_FOLDER`.
+"""Writes the golden files of a release: `python tests/golden/make_files.py NEW_FOLDER WEIGHTS`.
 
-A file of a release is decoded by every later one, so files are added and never written again. Beside each lies what the
+A file of a release is decoded by every later one, so files are added and never written again; weights are kept beside
+the folders, once they are no longer bundled. Beside each lies what the
 plain path decodes in float32: the model's output, clamped, as 16-bit integers, and alpha.
 """
 
@@ -47,23 +48,23 @@ def pictures() -> dict[str, Image.Image]:
 
 def main() -> None:
     """Write the files and their references into a folder that does not exist yet."""
-    folder = Path(sys.argv[1])
+    folder, weights = Path(sys.argv[1]), Path(sys.argv[2])
     folder.mkdir(parents=True)
     for name, picture in pictures().items():
         thumbnail = 32 if name == "rgb-alpha" else 0
-        data = mlic_fast.encode(picture, thumbnail=thumbnail)
+        data = mlic_fast.encode(picture, weights, thumbnail=thumbnail)
         (folder / f"{name}.mlic").write_bytes(data)
-        reference(folder / f"{name}.npz", data)
-    official = mlic_fast.encode(pictures()["rgb"], format="official")
+        reference(folder / f"{name}.npz", data, weights)
+    official = mlic_fast.encode(pictures()["rgb"], weights, format="official")
     (folder / "official.bin").write_bytes(official)
-    reference(folder / "official.npz", official)
+    reference(folder / "official.npz", official, weights)
 
 
-def reference(path: Path, data: bytes) -> None:
+def reference(path: Path, data: bytes, weights: Path) -> None:
     """What a file is to decode to."""
     with use_backend("torch"):
-        x_hat, _ = decode_tensor(data, "mlicpp-small")
-        image = mlic_fast.decode(data, "mlicpp-small")
+        x_hat, _ = decode_tensor(data, weights)
+        image = mlic_fast.decode(data, weights)
     arrays = {"x_hat": np.round(x_hat.clamp(0, 1).numpy()[0] * 65535).astype(np.uint16)}
     if image.mode in ("LA", "RGBA"):
         arrays["alpha"] = np.asarray(image)[..., -1]
