@@ -56,7 +56,7 @@ def encode(
 
     image: path, PIL image, bytes of an image file, or uint8 array or tensor [H, W, 3] or [H, W], with
         2 or 4 channels if the last is alpha.
-    model: a model, or the name or path of one; None: the bundled demonstration model.
+    model: a model, or the name or path of one; None: the default one of the bundled models.
     device: where a named model runs; None: the first CUDA device, or else the CPU. A model that is
         handed in runs where it is.
     format: "mlic", or "official" for the layout of the official test script, which holds no alpha and no metadata.

@@ -22,7 +22,7 @@ Schedule = Literal["constant", "steps", "cosine"]
 Precision = Literal["float32", "bf16"]
 Layout = Literal["auto", "yes", "no"]
 
-# Sizes of models with names: the bundled model's, and the published one.
+# Sizes of models with names: one to try things with, and the published one.
 SIZES = {"small": ModelConfig(N=64, M=96, slice_num=3), "full": ModelConfig()}
 
 # Settings by what files call them, where Python cannot.
