@@ -92,6 +92,22 @@ def gdn(
     inverse: bool,
     threads: int,
 ) -> None: ...
+def gdn_backward(
+    grad: int,
+    x: int,
+    dx: int,
+    batch: int,
+    channels: int,
+    positions: int,
+    channels_last: bool,
+    bfloat16: bool,
+    beta: int,
+    gamma: int,
+    dbeta: int,
+    dgamma: int,
+    inverse: bool,
+    threads: int,
+) -> None: ...
 
 # A map [B, H, W, C]: batch, height, width, channels.
 _TiledShape = tuple[int, int, int, int]

@@ -30,6 +30,13 @@ struct GdnJob {
   bool inverse;
 };
 
+struct GdnGradJob {
+  GdnGradMaps maps;
+  const float* beta;
+  const float *gamma, *transposed;  // [C up to a multiple of kRows][C], zeros behind
+  bool inverse;
+};
+
 }  // namespace
 }  // namespace mlic::kernels
 
@@ -66,6 +73,42 @@ void gdn(const GdnMaps& maps, const float* beta, const float* gamma, bool invers
   run_tasks(static_cast<int64_t>(tasks), static_cast<int>(workers), [&](int64_t task, int worker) {
     work(job, static_cast<size_t>(task), squares[static_cast<size_t>(worker)].data());
   });
+}
+
+void gdn_backward(const GdnGradMaps& maps, const float* beta, const float* gamma, float* dbeta, float* dgamma,
+                  bool inverse, Isa isa, int threads) {
+  const size_t channels = maps.channels, panel = MLIC_PICK_OF(isa, panel_width)();
+  const size_t rows = (channels + kRows - 1) / kRows * kRows, across = (channels + panel - 1) / panel * panel;
+  std::fill(dbeta, dbeta + channels, 0.0f);
+  std::fill(dgamma, dgamma + channels * channels, 0.0f);
+  if (maps.batch == 0 || channels == 0 || maps.positions == 0) return;
+  Floats weights(rows * channels), transposed(rows * channels);
+  std::copy(gamma, gamma + channels * channels, weights.data());
+  for (size_t o = 0; o < channels; o++) {
+    for (size_t k = 0; k < channels; k++) transposed.data()[k * channels + o] = gamma[o * channels + k];
+  }
+  // Each worker has a range of its own and sums of its own, so that these do not depend on who was faster.
+  const size_t tasks = maps.batch * ((maps.positions + panel - 1) / panel);
+  const size_t workers = std::min(tasks, static_cast<size_t>(std::max(threads, 1)));
+  std::vector<Floats> scratch, sums;
+  for (size_t worker = 0; worker < workers; worker++) {
+    scratch.emplace_back(MLIC_PICK_OF(isa, grad_scratch)(channels));
+    sums.emplace_back(rows * across + channels);
+  }
+  const GdnGradJob job{maps, beta, weights.data(), transposed.data(), inverse};
+  const auto work = MLIC_PICK_OF(isa, grad_task);
+  run_tasks(static_cast<int64_t>(workers), static_cast<int>(workers), [&](int64_t range, int) {
+    const size_t part = static_cast<size_t>(range);
+    for (size_t task = tasks * part / workers; task < tasks * (part + 1) / workers; task++) {
+      work(job, task, scratch[part].data(), sums[part].data());
+    }
+  });
+  for (const Floats& sum : sums) {
+    for (size_t o = 0; o < channels; o++) {
+      for (size_t k = 0; k < channels; k++) dgamma[o * channels + k] += sum.data()[o * across + k];
+      dbeta[o] += sum.data()[rows * across + o];
+    }
+  }
 }
 
 }  // namespace mlic::kernels

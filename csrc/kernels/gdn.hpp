@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Generalised divisive normalisation with the residual addition.
+// Generalised divisive normalisation with the residual addition, and its gradients.
 #pragma once
 
 #include <cstddef>
@@ -21,5 +21,19 @@ struct GdnMaps {
 // beta [C], gamma [C][C]. Results depend neither on the layout nor on the threads, and those of a position on no other
 // one. `isa` is what chosen_isa() says. Throws std::bad_alloc.
 void gdn(const GdnMaps& maps, const float* beta, const float* gamma, bool inverse, Isa isa, int threads);
+
+// x, the gradient of y, and that of x, which is written: as GdnMaps, of float32, or of bfloat16 if so.
+struct GdnGradMaps {
+  const void* x;
+  const void* grad;
+  void* dx;
+  size_t batch, channels, positions;
+  bool channels_last, bfloat16;
+};
+
+// Writes the gradients of x, of beta [C] and of gamma [C][C]. Computes in float32. That of x depends neither on the
+// layout nor on the threads; the others are sums over positions, fixed for a number of threads. Throws std::bad_alloc.
+void gdn_backward(const GdnGradMaps& maps, const float* beta, const float* gamma, float* dbeta, float* dgamma,
+                  bool inverse, Isa isa, int threads);
 
 }  // namespace mlic::kernels

@@ -14,6 +14,7 @@ from mlic_fast.kernels import gdn as kernels
 from mlic_fast.precision import no_autocast
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_COMPILED_BACKWARD = (torch.float32, torch.bfloat16)
 
 
 def gdn(x: Tensor, beta: Tensor, gamma: Tensor, residual: Tensor | None = None, *, inverse: bool = False) -> Tensor:
@@ -28,8 +29,8 @@ def gdn(x: Tensor, beta: Tensor, gamma: Tensor, residual: Tensor | None = None, 
     that of x where it is contiguous or channels-last. Differentiable in all four tensors; of the activations only x
     is kept for that (on the torch backend, what autograd keeps).
     The backward pass computes the norm again: one product with gamma more than autograd's, for a quarter of its
-    memory. On a CPU that is as fast as autograd or faster, except for small channels-last maps, where it is slower.
-    The kernels' sums are in float32. 16-bit maps on the cpu and torch backends go through PyTorch's convolution.
+    memory. The kernels' sums are in float32; those over positions, for beta and gamma, are fixed for a number of
+    threads. 16-bit maps on the cpu and torch backends go through PyTorch's convolution on the way forward.
     Raises BackendError for shapes or dtypes that do not fit, DeviceError for tensors on several devices.
     """
     channels = x.shape[1] if x.dim() == 4 else -1
@@ -109,11 +110,40 @@ def _gdn_backward(grad: Tensor, x: Tensor, beta: Tensor, gamma: Tensor, inverse:
     """Gradients of x, in its dtype and layout, and of beta and gamma, contiguous."""
     grad, x = _dense(grad), _dense(x)
     beta, gamma = beta.contiguous(), gamma.contiguous()
-    if backend.choose(x) == "triton":
+    chosen = backend.choose(x)
+    if chosen == "triton":
         result: tuple[Tensor, Tensor, Tensor] = kernels.gdn_backward(grad, x, beta, gamma, inverse)
         return result
+    if chosen == "cpu" and x.dtype in _COMPILED_BACKWARD:
+        return _compiled_backward(grad, x, beta, gamma, inverse)
     with no_autocast(x.device):
         dx, dbeta, dgamma = kernels.gdn_backward_ref(grad, x, beta, gamma, inverse)
+    return dx, dbeta, dgamma
+
+
+def _compiled_backward(
+    grad: Tensor, x: Tensor, beta: Tensor, gamma: Tensor, inverse: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    layout = _format(x)
+    grad = grad.to(x.dtype).contiguous(memory_format=layout)
+    dx, dbeta, dgamma = torch.empty_like(x, memory_format=layout), torch.empty_like(beta), torch.empty_like(gamma)
+    batch, channels, height, width = x.shape
+    backend.cpu_kernels.gdn_backward(
+        _address(grad, layout, x.dtype),
+        _address(x, layout, x.dtype),
+        _address(dx, layout, x.dtype),
+        batch,
+        channels,
+        height * width,
+        layout == torch.channels_last,
+        x.dtype == torch.bfloat16,
+        _address(beta),
+        _address(gamma),
+        _address(dbeta),
+        _address(dgamma),
+        inverse,
+        torch.get_num_threads(),
+    )
     return dx, dbeta, dgamma
 
 
@@ -156,13 +186,16 @@ def _empty_like(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=_format(x))
 
 
-def _address(x: Tensor, layout: torch.memory_format = torch.contiguous_format) -> int:
+def _address(
+    x: Tensor, layout: torch.memory_format = torch.contiguous_format, dtype: torch.dtype = torch.float32
+) -> int:
     """Where x begins, once it is known to be what the C++ kernel takes it for.
 
-    Raises BackendError if it is not float32 on the CPU in this layout.
+    Raises BackendError if it is not of this dtype on the CPU in this layout.
     """
-    if x.dtype != torch.float32 or x.device.type != "cpu" or not x.is_contiguous(memory_format=layout):
+    if x.dtype != dtype or x.device.type != "cpu" or not x.is_contiguous(memory_format=layout):
         raise BackendError(
-            f"gdn: the kernel takes float32 on the CPU in {layout}, not {x.dtype} on {x.device}, strides {x.stride()}"
+            f"gdn: the kernel takes {str(dtype).removeprefix('torch.')} on the CPU in {layout}, "
+            f"not {x.dtype} on {x.device}, strides {x.stride()}"
         )
     return x.data_ptr()

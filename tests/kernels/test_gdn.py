@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -82,8 +83,13 @@ def twin(x: Tensor, beta: Tensor, gamma: Tensor, residual: Tensor | None, invers
     return y
 
 
-def assert_close_as_twin(found: list[Tensor], by_twin: list[Tensor], exact: list[Tensor]) -> None:
-    for name, a, b, c in zip(("y", "x'", "beta'", "gamma'", "residual'"), found, by_twin, exact, strict=True):
+RESULTS = ("y", "x'", "beta'", "gamma'", "residual'")
+
+
+def assert_close_as_twin(
+    found: Sequence[Tensor], by_twin: Sequence[Tensor], exact: Sequence[Tensor], names: Sequence[str] = RESULTS
+) -> None:
+    for name, a, b, c in zip(names, found, by_twin, exact, strict=True):
         assert a.shape == c.shape, name
         c = c.cpu()
         error, allowed = (a.cpu().double() - c).abs(), (b.cpu().double() - c).abs()
@@ -172,6 +178,57 @@ def test_instruction_sets_and_threads(isa: str, monkeypatch: pytest.MonkeyPatch)
     exact = kernels.gdn_ref(*tensors[:4], False)
     by_twin = kernels.gdn_ref(x, beta, gamma, residual, False)
     assert (y - exact).abs().max() <= 2 * (by_twin - exact).abs().max() + 1e-6
+
+
+@pytest.mark.skipif(MISSING["cpu"], reason="the CPU kernels are not built")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])
+def test_gradients_across_instruction_sets_and_threads(
+    isa: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """dx depends neither on the layout nor on the threads; dbeta and dgamma, sums over positions, are repeatable."""
+    names = ["generic", "avx2", "avx512"]
+    if names.index(isa) > names.index(backend.cpu_kernels.isa()):
+        pytest.skip(f"this processor has no {isa}")
+    monkeypatch.setenv("MLIC_FAST_ISA", isa)
+    x, beta, gamma, _, grad = inputs((2, 70, 24, 17))
+    maps, weights = (grad.to(dtype), x.to(dtype)), (beta.float(), gamma.float())
+    operator = torch.ops.mlic_fast.gdn_backward.default
+    exact = kernels.gdn_backward_ref(*(t.double() for t in maps), beta, gamma, False)
+    by_twin = kernels.gdn_backward_ref(*maps, *weights, False)
+    threads = torch.get_num_threads()
+    with use_backend("cpu"):
+        try:
+            for count in (1, 2, 3):
+                torch.set_num_threads(count)
+                found = operator(*maps, *weights, False)
+                last = operator(*(t.to(memory_format=torch.channels_last) for t in maps), *weights, False)
+                again = operator(*maps, *weights, False)
+                if count == 1:
+                    dx = found[0]
+                assert torch.equal(found[0], dx)
+                assert all(torch.equal(a, b) for a, b in zip(found, last, strict=True))
+                assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+                assert_close_as_twin(found, by_twin, exact, RESULTS[1:4])
+        finally:
+            torch.set_num_threads(threads)
+
+
+@pytest.mark.skipif(MISSING["cpu"], reason="the CPU kernels are not built")
+def test_gradients_of_extremes() -> None:
+    """Not-a-number stays where it is, in bfloat16 too, and what lies behind the last position is not taken for one."""
+    x, beta, gamma, _, grad = (t.bfloat16() for t in inputs((1, 5, 3, 7)))
+    grad[0, 2, 1, 3] = float("nan")
+    beta, gamma = beta.float(), gamma.float()
+    with use_backend("cpu"):
+        dx, dbeta, dgamma = torch.ops.mlic_fast.gdn_backward(grad, x, beta, gamma, False)
+    by_twin = kernels.gdn_backward_ref(grad, x, beta, gamma, False)
+    for a, b in zip((dx, dbeta, dgamma), by_twin, strict=True):
+        torch.testing.assert_close(a, b, equal_nan=True, rtol=2e-2, atol=1e-3)
+    none = torch.zeros(5)
+    with use_backend("cpu"):
+        dx, dbeta, dgamma = torch.ops.mlic_fast.gdn_backward(torch.ones_like(x), x, none, gamma, False)
+    assert all(t.isfinite().all() for t in (dx, dbeta, dgamma))
 
 
 @pytest.mark.parametrize("inverse", [False, True], ids=["gdn", "inverse"])
