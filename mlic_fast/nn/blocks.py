@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from compressai.layers import GDN
 from torch import Tensor, nn
 
+from mlic_fast.backend import choose
+from mlic_fast.ops.conv_of_gelu import conv3x3_of_gelu
 from mlic_fast.ops.gdn import gdn
 from mlic_fast.ops.winograd import conv3x3, fits, on_cpu_kernels
 
@@ -39,11 +41,13 @@ class TrainedConv(nn.Conv2d):
         return super()._conv_forward(input, weight, bias)
 
     def of_gelu(self, x: Tensor) -> Tensor:
-        """self(GELU(x)); where Winograd's method is taken, gradients keep x alone."""
-        if torch.is_grad_enabled() and fits(x, self.weight):
+        """self(GELU(x)); except on the plain path, gradients keep x alone."""
+        if not torch.is_grad_enabled() or choose(x) == "torch":
+            out: Tensor = self(F.gelu(x))
+            return out
+        if fits(x, self.weight):
             return conv3x3(x, self.weight, self.bias, gelu=True)
-        out: Tensor = self(F.gelu(x))
-        return out
+        return conv3x3_of_gelu(x, self.weight, self.bias)
 
 
 def for_training(x: Tensor) -> Tensor:
