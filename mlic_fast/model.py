@@ -397,7 +397,7 @@ def load(path_or_name: str | PathLike[str], device: str | torch.device = "cpu") 
     """The model of that name or file, in evaluation mode on `device`.
 
     path_or_name: a file (official, CompressAI's or native), or a name: a bundled model
-        ("mlicpp-s-0.0220") or one found in MLIC_FAST_MODELS.
+        ("mlicpp-s-0.0067") or one found in MLIC_FAST_MODELS.
     device: as for torch, or "auto": the first CUDA device, or else the CPU.
     Raises FileNotFoundError, CheckpointError or WrongWeightsError saying what was looked for and where, DeviceError.
     """

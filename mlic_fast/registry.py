@@ -24,7 +24,7 @@ from mlic_fast.config import ModelConfig
 from mlic_fast.errors import CheckpointError, WrongWeightsError
 
 # Used where nobody names a model: the middle one of those that are bundled.
-DEFAULT_MODEL = "mlicpp-s-0.0220"
+DEFAULT_MODEL = "mlicpp-s-0.0067"
 
 ENVIRONMENT = "MLIC_FAST_MODELS"
 

@@ -161,7 +161,7 @@ def main() -> None:
     from mlic_fast.image import open_image
     from mlic_fast.metadata import open_thumbnail
 
-    network = mlic_fast.load("mlicpp-s-0.0220")
+    network = mlic_fast.load("mlicpp-s-0.0067")
     mlic_fast.decode(mlic_fast.encode(Image.new("RGB", (64, 64)), network), network)  # what is loaded once is loaded
     prepared: list[tuple[str, Callable[[bytes], Any], bytes]] = []
     for name, make in {**PICTURES, **SLOW_PICTURES}.items():

@@ -41,7 +41,7 @@ def files() -> dict[str, bytes]:
     path = resources.files("mlic_fast").joinpath("data", "coffee.png")
     with path.open("rb") as file:
         photograph = Image.open(file).convert("RGB").crop((120, 80, 190, 130))
-    model = mlic_fast.load("mlicpp-s-0.0220", "cpu")
+    model = mlic_fast.load("mlicpp-s-0.0067", "cpu")
     fading = photograph.copy()
     fading.putalpha(Image.linear_gradient("L").resize(photograph.size))
     described = photograph.copy()

@@ -79,7 +79,7 @@ def test_the_command_stores_what_it_measures(tmp_path: Path, capsys: pytest.Capt
     Image.new("RGB", (30, 20), (200, 30, 90)).save(photograph)
     arguments = [
         "calibrate",
-        "mlicpp-s-0.0220",
+        "mlicpp-s-0.0067",
         str(photograph),
         "--size",
         "64x64",
@@ -101,7 +101,7 @@ def test_the_command_stores_what_it_measures(tmp_path: Path, capsys: pytest.Capt
 @pytest.mark.parametrize("size", ["huge", "64", "64x", "0x0", "8x8", "99999x64", "-64x64"])
 def test_sizes_that_make_no_sense_are_refused(size: str) -> None:
     with pytest.raises(SystemExit) as error:
-        main(["calibrate", "mlicpp-s-0.0220", f"--size={size}"])
+        main(["calibrate", "mlicpp-s-0.0067", f"--size={size}"])
     assert error.value.code == 2
 
 
@@ -112,13 +112,13 @@ def test_native_weights_can_be_calibrated_in_place(tmp_path: Path) -> None:
 
     weights = tmp_path / "weights.safetensors"
     deltas = ((MAX_DELTA,) * 32,) * 6
-    with_deltas(resolve("mlicpp-s-0.0220"), weights, deltas)
+    with_deltas(resolve("mlicpp-s-0.0067"), weights, deltas)
     assert float(torch.as_tensor(mlic_fast.load(weights).guard_deltas).min()) == pytest.approx(MAX_DELTA)
     assert main(["calibrate", str(weights), "--size", "64x64", "--size", "64x128", "-o", str(weights)]) == 0
     after = mlic_fast.load(weights)
     assert float(torch.as_tensor(after.guard_deltas).max()) < MAX_DELTA / 2
-    assert model_fingerprint(after) == model_fingerprint(mlic_fast.load("mlicpp-s-0.0220"))
+    assert model_fingerprint(after) == model_fingerprint(mlic_fast.load("mlicpp-s-0.0067"))
 
 
 def test_weights_are_not_written_over_themselves_by_another_kind(tmp_path: Path) -> None:
-    assert main(["calibrate", "mlicpp-s-0.0220", "-o", str(tmp_path / "a.pth")]) == 2
+    assert main(["calibrate", "mlicpp-s-0.0067", "-o", str(tmp_path / "a.pth")]) == 2

@@ -58,7 +58,7 @@ def test_encode_decode(photograph: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert main(["encode", str(photograph), "-o", str(coded), "--measure", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["bytes"] == coded.stat().st_size
-    assert (facts["width"], facts["height"], facts["model"]) == (190, 170, "mlicpp-s-0.0220")
+    assert (facts["width"], facts["height"], facts["model"]) == (190, 170, "mlicpp-s-0.0067")
     assert 20 < facts["psnr_official"] <= facts["psnr"] + 0.2 < 50
     assert main(["decode", str(coded), "-o", str(decoded)]) == 0
     assert "190 x 170" in capsys.readouterr().out
@@ -139,7 +139,7 @@ def test_official_format(photograph: Path, tmp_path: Path, capsys: pytest.Captur
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["format"] == "official"
     assert main(["decode", str(coded), "-o", str(decoded)]) == 6
     assert "official layout" in capsys.readouterr().err
-    assert main(["decode", str(coded), "-o", str(decoded), "--model", "mlicpp-s-0.0220"]) == 0
+    assert main(["decode", str(coded), "-o", str(decoded), "--model", "mlicpp-s-0.0067"]) == 0
     assert Image.open(decoded).size == (190, 170)
 
 
@@ -151,7 +151,7 @@ def test_pipes(photograph: Path) -> None:
     assert decoded.returncode == 0
     assert Image.open(io.BytesIO(decoded.stdout)).size == (190, 170)
     told = run("info", "-", input=coded.stdout)
-    assert b"mlicpp-s-0.0220" in told.stdout
+    assert b"mlicpp-s-0.0067" in told.stdout
 
 
 def test_info_does_not_import_torch(coded: Path) -> None:
@@ -162,7 +162,7 @@ def test_info_does_not_import_torch(coded: Path) -> None:
     finished = subprocess.run([sys.executable, "-c", program, str(coded)], capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
     facts = json.loads(finished.stdout)
-    assert (facts["width"], facts["height"], facts["model"]["name"]) == (190, 170, "mlicpp-s-0.0220")
+    assert (facts["width"], facts["height"], facts["model"]["name"]) == (190, 170, "mlicpp-s-0.0067")
 
 
 @pytest.mark.parametrize(
@@ -364,11 +364,11 @@ def test_convert(small_model: Any, tmp_path: Path, capsys: pytest.CaptureFixture
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert "mlicpp-s-0.0220" in facts["models"]
+    assert "mlicpp-s-0.0067" in facts["models"]
     assert facts["packages"]["torch"] != "not installed"
     assert "missing" not in facts["extensions"]["_range_coder"]
     assert main(["doctor"]) == 0
-    assert "mlicpp-s-0.0220" in capsys.readouterr().out
+    assert "mlicpp-s-0.0067" in capsys.readouterr().out
 
 
 def test_demo(tmp_path: Path, photograph: Path, capsys: pytest.CaptureFixture[str]) -> None:

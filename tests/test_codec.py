@@ -33,7 +33,7 @@ def photograph() -> Image.Image:
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    return mlic_fast.load("mlicpp-s-0.0220")
+    return mlic_fast.load("mlicpp-s-0.0067")
 
 
 # left, top, width, height
@@ -74,7 +74,7 @@ def test_header_of_a_plain_picture(photograph: Image.Image, model: Any) -> None:
     assert file.guard is not None
     assert len(bare) - len(bare_file.y) - len(bare_file.z) <= 60
     assert file.fingerprint == model_fingerprint(model)[: container.FINGERPRINT_BYTES]
-    assert (file.model_name, file.variant, file.mode) == ("mlicpp-s-0.0220", "new", "rgb")
+    assert (file.model_name, file.variant, file.mode) == ("mlicpp-s-0.0067", "new", "rgb")
 
 
 def test_every_kind_of_source(photograph: Image.Image, model: Any, tmp_path: Path) -> None:
@@ -112,10 +112,10 @@ def test_other_weights_are_refused_by_name(photograph: Image.Image, model: Any, 
     data = mlic_fast.encode(photograph.crop((0, 0, 64, 64)), model)
     other = copy.deepcopy(small_model)
     other.name = "another"
-    with pytest.raises(WrongWeightsError, match=r"mlicpp-s-0.0220.*another"):
+    with pytest.raises(WrongWeightsError, match=r"mlicpp-s-0.0067.*another"):
         mlic_fast.decode(data, other)
     foreign = mlic_fast.encode(photograph.crop((0, 0, 64, 64)), other)
-    with pytest.raises(WrongWeightsError, match=r"another.*mlicpp-s-0.0220"):
+    with pytest.raises(WrongWeightsError, match=r"another.*mlicpp-s-0.0067"):
         mlic_fast.decode(foreign)
     assert mlic_fast.decode(foreign, other).size == (64, 64)
 
@@ -249,11 +249,11 @@ def test_16_bits(photograph: Image.Image, model: Any) -> None:
         (lambda: mlic_fast.decode(None), BitstreamError),
         (lambda: mlic_fast.encode(Image.new("RGB", (8, 8)), format="Official"), BitstreamError),
         (lambda: mlic_fast.encode(Image.new("RGB", (8, 8)), limits=10), LimitError),
-        (lambda: mlic_fast.load("mlicpp-s-0.0220", device="abacus"), DeviceError),
-        (lambda: mlic_fast.load("mlicpp-s-0.0220", device="cuda:99"), DeviceError),
-        (lambda: mlic_fast.load("mlicpp-s-0.0220").compress(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)), ImageError),
-        (lambda: mlic_fast.load("mlicpp-s-0.0220", "cpu").decompress(None, (1, 1)), BitstreamError),
-        (lambda: mlic_fast.load("mlicpp-s-0.0220", "cpu").decompress([1, 2], (1, 1)), BitstreamError),
+        (lambda: mlic_fast.load("mlicpp-s-0.0067", device="abacus"), DeviceError),
+        (lambda: mlic_fast.load("mlicpp-s-0.0067", device="cuda:99"), DeviceError),
+        (lambda: mlic_fast.load("mlicpp-s-0.0067").compress(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)), ImageError),
+        (lambda: mlic_fast.load("mlicpp-s-0.0067", "cpu").decompress(None, (1, 1)), BitstreamError),
+        (lambda: mlic_fast.load("mlicpp-s-0.0067", "cpu").decompress([1, 2], (1, 1)), BitstreamError),
     ],
     ids=["path", "none", "format", "limits", "device", "cuda", "uint8", "no strings", "numbers"],
 )

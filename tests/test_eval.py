@@ -61,11 +61,11 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 def test_every_picture_goes_through_a_file(photographs: Path, evaluated: Path) -> None:
-    rows = {row["picture"]: row for row in rows_of(evaluated / "a/b/pictures.csv") if row["curve"] == "mlicpp-s-0.0220"}
+    rows = {row["picture"]: row for row in rows_of(evaluated / "a/b/pictures.csv") if row["curve"] == "mlicpp-s-0.0067"}
     assert list(rows) == ["a|b/grey.jpg", "b.png"]
     for name, mode in (("a|b/grey.jpg", "L"), ("b.png", "RGB")):
         row = rows[name]
-        data = (evaluated / "kept" / "mlicpp-s-0.0220" / f"{name}.mlic").read_bytes()
+        data = (evaluated / "kept" / "mlicpp-s-0.0067" / f"{name}.mlic").read_bytes()
         file = container.read(data)
         original = np.asarray(Image.open(photographs / name).convert(mode), float)
         decoded = decode(data)
@@ -90,13 +90,13 @@ def test_reports_agree(evaluated: Path) -> None:
     assert {path.name for path in (evaluated / "a/b").iterdir()} == {
         "pictures.csv",
         "report.md",
-        "mlicpp-s-0.0220.json",
+        "mlicpp-s-0.0067.json",
         "JPEG.json",
     }
-    data = json.loads((evaluated / "a/b/mlicpp-s-0.0220.json").read_text())
-    own = [row for row in rows if row["curve"] == "mlicpp-s-0.0220"]
+    data = json.loads((evaluated / "a/b/mlicpp-s-0.0067.json").read_text())
+    own = [row for row in rows if row["curve"] == "mlicpp-s-0.0067"]
     results = data["results"]
-    assert (data["name"], data["points"], data["pictures"]) == ("mlicpp-s-0.0220", ["mlicpp-s-0.0220"], 2)
+    assert (data["name"], data["points"], data["pictures"]) == ("mlicpp-s-0.0067", ["mlicpp-s-0.0067"], 2)
     for key, column in (
         ("bpp", "bpp"),
         ("bpp-strings", "bpp_strings"),
@@ -116,14 +116,14 @@ def test_reports_agree(evaluated: Path) -> None:
 
     report = (evaluated / "a/b/report.md").read_text()
     assert (
-        f"| mlicpp-s-0.0220 | mlicpp-s-0.0220 | {results['bpp'][0]:.4f} | {results['bpp-strings'][0]:.4f} |" in report
+        f"| mlicpp-s-0.0067 | mlicpp-s-0.0067 | {results['bpp'][0]:.4f} | {results['bpp-strings'][0]:.4f} |" in report
     )
     assert "| JPEG | quality 50 |" in report
     assert r"a\|b/grey.jpg" in report
     heads = [line for line in report.splitlines() if line.startswith("| codec ")]
     assert len(heads) == 2
     # what JPEG has at the model's rate, interpolated
-    (line,) = [line for line in report.splitlines() if line.startswith("| mlicpp-s-0.0220 | ") and "| JPEG |" in line]
+    (line,) = [line for line in report.splitlines() if line.startswith("| mlicpp-s-0.0067 | ") and "| JPEG |" in line]
     quality, rate = (float(cell) for cell in line.strip("| ").split(" | ")[-2:])
     points = read_curve(evaluated / "a/b/JPEG.json").points()
     below = max(point for point in points if point[0] <= results["bpp"][0])
@@ -137,7 +137,7 @@ def test_compressai_plots_it(metric: str, evaluated: Path, tmp_path: Path, monke
     monkeypatch.setenv("MPLBACKEND", "Agg")
     from compressai.utils.plot.__main__ import main as plot
 
-    files = [str(evaluated / "a/b" / name) for name in ("mlicpp-s-0.0220.json", "JPEG.json")]
+    files = [str(evaluated / "a/b" / name) for name in ("mlicpp-s-0.0067.json", "JPEG.json")]
     plot(["-f", *files, "-m", metric, "-o", str(tmp_path / "plot.png")])
     with Image.open(tmp_path / "plot.png") as drawn:
         assert min(drawn.size) > 100
@@ -161,13 +161,13 @@ def test_several_models_make_a_curve(photographs: Path, tmp_path: Path, capsys: 
     single = tmp_path / "single"
     single.mkdir()
     (single / "b.png").write_bytes((photographs / "b.png").read_bytes())
-    models = ["--model", "mlicpp-s-0.0220", "--model", str(tmp_path / "half.safetensors")]
+    models = ["--model", "mlicpp-s-0.0067", "--model", str(tmp_path / "half.safetensors")]
     out = tmp_path / "out"
     assert (
         main(["eval", str(single), *models, "--name", "two λ", "-o", str(out), "--format", "official", "--json"]) == 0
     )
     facts = json.loads(capsys.readouterr().out)
-    assert [point["label"] for point in facts["averages"]] == ["half", "mlicpp-s-0.0220"]
+    assert [point["label"] for point in facts["averages"]] == ["half", "mlicpp-s-0.0067"]
     assert facts["failures"] == []
     found = read_curve(out / "two-λ.json")
     assert found.name == "two λ"
@@ -252,7 +252,7 @@ def test_interrupted(
         (["b.png"], 4, "not a folder"),
         (["empty"], 4, "no pictures in empty"),
         ([".", "--model", "absent"], 6, "absent"),
-        ([".", "--model", "mlicpp-s-0.0220", "--model", "mlicpp-s-0.0220"], 2, "two models are called mlicpp-s-0.0220"),
+        ([".", "--model", "mlicpp-s-0.0067", "--model", "mlicpp-s-0.0067"], 2, "two models are called mlicpp-s-0.0067"),
         ([".", "--classical", "bpg"], 2, "no classical codec 'bpg'"),
         ([".", "--classical-only"], 2, "--classical-only goes with"),
         ([".", "--classical", "jpeg", "--name", "jpeg"], 2, "use --name"),

@@ -44,7 +44,7 @@ def test_eval_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         # a multiple of 64, so that ways of padding make no difference
         Image.open(file).convert("RGB").crop((200, 150, 392, 342)).save(pictures / "a.png")
     checkpoint = tmp_path / "checkpoint.pth.tar"
-    torch.save({"state_dict": mlic_fast.load("mlicpp-s-0.0220").state_dict()}, checkpoint)
+    torch.save({"state_dict": mlic_fast.load("mlicpp-s-0.0067").state_dict()}, checkpoint)
 
     (program,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text("utf-8"), re.DOTALL)
     command = ["run.py", "checkpoint", "pictures", "-a", "mlicpp", "--no-update", "-d", "theirs", "-o", "results"]

@@ -37,7 +37,7 @@ MLIC_KINDS = ["grey", "everything", "unguarded"]
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    return mlic_fast.load("mlicpp-s-0.0220")
+    return mlic_fast.load("mlicpp-s-0.0067")
 
 
 @pytest.fixture(scope="module")

@@ -219,7 +219,7 @@ def test_orientation_is_applied(photograph: Image.Image) -> None:
 
 def test_quality_chooses_a_model(photograph: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
     small = photograph.resize((16, 16))
-    assert save(small, quality=75) == save(small)  # one model serves every quality
+    assert save(small, quality=40) == save(small)  # λ = 0.0067, the default model's
     asked: list[Any] = []
 
     class Chosen:
@@ -238,7 +238,7 @@ def test_quality_chooses_a_model(photograph: Image.Image, monkeypatch: pytest.Mo
 def test_model(photograph: Image.Image, small_model: Any, coded: bytes) -> None:
     data = save(photograph.resize((64, 64)), model=small_model)
     assert container.read(data).fingerprint != container.read(coded).fingerprint
-    assert save(photograph, model="mlicpp-s-0.0220") == save(photograph)
+    assert save(photograph, model="mlicpp-s-0.0067") == save(photograph)
     with pytest.raises(OSError, match="no-such-model"):
         save(photograph, model="no-such-model")
     # nobody can find the weights of a model that is in no file
@@ -258,7 +258,7 @@ def test_options_of_encode(photograph: Image.Image) -> None:
     [
         ({"quality": 101}, "quality must be a number from 0 to 100"),
         ({"quality": "high"}, "quality must be a number"),
-        ({"quality": 50, "model": "mlicpp-s-0.0220"}, "quality or model, not both"),
+        ({"quality": 50, "model": "mlicpp-s-0.0067"}, "quality or model, not both"),
         ({"lossless": True}, "lossy"),
         ({"save_all": True}, "holds one picture"),
         ({"append_images": [Image.new("L", (8, 8))]}, "holds one picture"),

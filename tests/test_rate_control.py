@@ -28,10 +28,10 @@ __all__ = ["one_thread"]
 ALL_BUNDLED = registry.bundled_folder
 
 # That of the default model.
-LAMBDA = 0.0220
+LAMBDA = 0.0067
 
 # Factors on the latent of the default model, by λ: the smaller they are, the less is left to code.
-SCALES = {0.001: 0.15, 0.002: 0.3, 0.004: 0.6}
+SCALES = {0.001: 0.6, 0.002: 0.75, 0.004: 0.9}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -122,7 +122,7 @@ def test_targets_that_make_no_sense(values: dict[str, Any], words: str) -> None:
 
 
 def test_the_ladder_at_hand(scaled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [model.name for model in ladder()] == ["mlicpp-s-0.0220"]
+    assert [model.name for model in ladder()] == ["mlicpp-s-0.0067"]
     monkeypatch.setenv(registry.ENVIRONMENT, str(scaled))
     assert [model.lmbda for model in ladder()] == [*SCALES, LAMBDA]
     with pytest.raises(TargetError, match=r"ms-ssim .*convert --lambda"):
@@ -207,12 +207,12 @@ def test_quality_stands_for_a_lambda(metric: Any) -> None:
 def test_the_bundled_ladder(monkeypatch: pytest.MonkeyPatch, picture: Picture) -> None:
     """Rate control means something without further weights."""
     monkeypatch.setattr(registry, "bundled_folder", ALL_BUNDLED)
-    assert [model.lmbda for model in ladder()] == [0.0025, 0.0220, 0.1000]
-    assert [choose_by_quality(quality).lmbda for quality in (0, 75, 100)] == [0.0025, 0.0220, 0.1000]
+    assert [model.lmbda for model in ladder()] == [0.0018, 0.0067, 0.0483]
+    assert [choose_by_quality(quality).lmbda for quality in (0, 40, 100)] == [0.0018, 0.0067, 0.0483]
     hits = [encode_to_target(picture, Target(psnr=least)) for least in (1, 99)]
-    assert [hit.lmbda for hit in hits] == [0.0025, 0.1000]
+    assert [hit.lmbda for hit in hits] == [0.0018, 0.0483]
     assert 1.5 * hits[0].bpp < hits[1].bpp
-    assert encode_to_target(picture, Target(bpp=hits[0].bpp)).lmbda == 0.0025
+    assert encode_to_target(picture, Target(bpp=hits[0].bpp)).lmbda == 0.0018
 
 
 def test_quality_with_few_models() -> None:

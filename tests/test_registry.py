@@ -27,9 +27,9 @@ from mlic_fast.errors import CheckpointError, WrongWeightsError
 __all__ = ["one_thread"]
 
 BUNDLED = {
-    0.0025: "84aac64be7f8385c47afc8862614f365ae3bc6709ff5ce6f395075eb4d7f01b3",
-    0.0220: "2a5ee19b609d0e44ebf09c845d67b23f5347161f2a3dfd6d3139a4a5c6dc8f90",
-    0.1000: "8646f79a17974e4e64418b066f4984443611ed4cf2cc18ed52cc11124362800d",
+    0.0018: "b2c4abe6ae88a1d7cfd54e0be6535803a7a0d579a172333cf5912a039357c9f8",
+    0.0067: "97e8facbb7b557b36669b3d3a2661beef29cf0d56c00ac7e1359a9ad5a83e154",
+    0.0483: "72cdd609788700270c8a56532ff675a3f745263882402b49b0a95327921cc6eb",
 }
 NAMES = [f"mlicpp-s-{lmbda:.4f}" for lmbda in BUNDLED]
 
@@ -93,7 +93,7 @@ def test_by_name(folder: Path) -> None:
     assert registry.resolve("mlicpp_mse_q5_2960000") == folder / "mlicpp_mse_q5_2960000.pth.tar"
     model = registry.find("my-model")
     assert (model.origin, model.config, model.lmbda) == ("MLIC_FAST_MODELS", CONFIGS["old"], 0.1)
-    with pytest.raises(WrongWeightsError, match=r"called 'mine'; at hand are mlicpp-s-0.0025, .*my-model.*nowhere"):
+    with pytest.raises(WrongWeightsError, match=r"called 'mine'; at hand are mlicpp-s-0.0018, .*my-model.*nowhere"):
         registry.resolve("mine")
 
 
@@ -114,10 +114,10 @@ def test_by_path(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_file_does_not_hide_a_bundled_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "mlicpp-s-0.0220").write_bytes(b"")
+    (tmp_path / "mlicpp-s-0.0067").write_bytes(b"")
     monkeypatch.chdir(tmp_path)
-    assert registry.resolve("mlicpp-s-0.0220").parent == registry.bundled_folder()
-    assert registry.resolve("./mlicpp-s-0.0220") == Path("mlicpp-s-0.0220")
+    assert registry.resolve("mlicpp-s-0.0067").parent == registry.bundled_folder()
+    assert registry.resolve("./mlicpp-s-0.0067") == Path("mlicpp-s-0.0067")
 
 
 def test_by_fingerprint(folder: Path) -> None:
@@ -130,7 +130,7 @@ def test_by_fingerprint(folder: Path) -> None:
     message = str(caught.value)
     for part in (
         "'mlicpp_mse_q6', fingerprint 0102030405060708",
-        f"mlicpp-s-0.0220 ({BUNDLED[0.0220][:16]}",
+        f"mlicpp-s-0.0067 ({BUNDLED[0.0067][:16]}",
         f"my-model ({fingerprint(weights('old')).hex()[:16]}",
         f"mlicpp_mse_q5_2960000 ({fingerprint(weights('new')).hex()[:16]}",
         "broken.pth",
@@ -217,7 +217,7 @@ def test_models_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     head, *rows = capsys.readouterr().out.splitlines()
     assert head.split()[:6] == ["name", "λ", "metric", "shape", "parameters", "bytes"]
     assert head.split()[6:] == ["guard", "fingerprint", "target", "where"]
-    for name, target in (("mlicpp-s-0.0220", False), ("my-model", True), ("smaller", True)):
+    for name, target in (("mlicpp-s-0.0067", False), ("my-model", True), ("smaller", True)):
         (row,) = (row for row in rows if row.startswith(name + " "))
         assert ("*" in row) == target
         assert told[name]["fingerprint"][:16] in row

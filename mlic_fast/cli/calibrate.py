@@ -23,7 +23,7 @@ then allow for it. Without calibration they allow for 5e-5. docs/portability.md 
 means and what it costs.
 
 examples:
-  mlic-fast calibrate mlicpp-s-0.0220
+  mlic-fast calibrate mlicpp-s-0.0067
   mlic-fast calibrate checkpoint.pth.tar photos/*.png -o mlicpp.safetensors
   mlic-fast calibrate mlicpp.safetensors --size 768x512 --size 3840x2160  # large ones take long
 

@@ -23,7 +23,7 @@ MS-SSIM is not defined for pictures smaller than 161 pixels in one direction ("s
 examples:
   mlic-fast compare photo.png photo.mlic photo.jpg photo.webp
   mlic-fast compare photo.png a.mlic b.mlic -o page.html --gain 16
-  mlic-fast compare photo.png photo.bin --model mlicpp-s-0.0220 --json
+  mlic-fast compare photo.png photo.bin --model mlicpp-s-0.0067 --json
 
 environment:
   MLIC_FAST_MODELS  files and folders of weights, separated as in PATH

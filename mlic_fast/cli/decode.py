@@ -36,7 +36,7 @@ EPILOG = """several GPUs or machines:
 
 examples:
   mlic-fast decode photo.mlic -o photo.png
-  mlic-fast decode photo.bin -o photo.png --model mlicpp-s-0.0220
+  mlic-fast decode photo.bin -o photo.png --model mlicpp-s-0.0067
   mlic-fast decode coded -o decoded --suffix .webp
   srun --ntasks 8 --gpus-per-task 1 mlic-fast decode coded -o decoded
 

@@ -15,7 +15,6 @@ import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import suppress
 from typing import Any, Generic, Protocol, TypeVar
 from weakref import WeakKeyDictionary, ref
 
@@ -78,8 +77,10 @@ class _Instance(Generic[ProgramT]):
 
     def __del__(self) -> None:
         # Its memory must not be used for anything else while the device is at work in it.
-        with suppress(Exception):  # at the interpreter's end there may be no device any more
+        try:  # noqa: SIM105  # at the interpreter's end there may be no `suppress` any more, nor a device
             self._recorder.finish(self._mark)
+        except Exception:
+            pass
 
 
 class _OfEngine:
