@@ -7,6 +7,7 @@
 #include <cstring>
 #include <limits>
 
+#include "rounding.hpp"
 #include "tasks.hpp"
 
 #if MLIC_X86
@@ -74,8 +75,8 @@ constexpr size_t kBlocksPerTask = 64;
 
 template <typename Job>
 void run_blocks(const Job& job, void (*work)(const Job&, size_t), int threads) {
-  const size_t blocks = (job.board.packed() + kCodingBlock - 1) / kCodingBlock;
-  const size_t tasks = (blocks + kBlocksPerTask - 1) / kBlocksPerTask;
+  const size_t blocks = blocks_of(job.board.packed(), kCodingBlock);
+  const size_t tasks = blocks_of(blocks, kBlocksPerTask);
   run_tasks(static_cast<int64_t>(tasks), threads, [&](int64_t task, int) {
     const size_t first = static_cast<size_t>(task) * kBlocksPerTask;
     for (size_t block = first; block < std::min(blocks, first + kBlocksPerTask); block++) work(job, block);

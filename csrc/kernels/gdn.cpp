@@ -8,6 +8,7 @@
 #include <cstring>
 #include <vector>
 
+#include "rounding.hpp"
 #include "tasks.hpp"
 
 #if MLIC_X86
@@ -51,18 +52,18 @@ void gdn(const GdnMaps& maps, const float* beta, const float* gamma, bool invers
   size_t tasks, scratch;
   Floats weights;
   if (maps.channels_last) {
-    const size_t panels = (channels + panel - 1) / panel;
+    const size_t panels = blocks_of(channels, panel);
     weights = Floats(panels * channels * panel);
     for (size_t o = 0; o < channels; o++) {
       float* to = weights.data() + o / panel * channels * panel + o % panel;
       for (size_t k = 0; k < channels; k++) to[k * panel] = gamma[o * channels + k];
     }
-    tasks = (maps.batch * maps.positions + kPixels - 1) / kPixels;
+    tasks = blocks_of(maps.batch * maps.positions, kPixels);
     scratch = kPixels * channels;
   } else {
-    weights = Floats((channels + kRows - 1) / kRows * kRows * channels);
+    weights = Floats(round_up(channels, kRows) * channels);
     std::copy(gamma, gamma + channels * channels, weights.data());
-    tasks = maps.batch * ((maps.positions + panel - 1) / panel);
+    tasks = maps.batch * blocks_of(maps.positions, panel);
     scratch = channels * panel;
   }
   const size_t workers = std::min(tasks, static_cast<size_t>(std::max(threads, 1)));
@@ -78,7 +79,7 @@ void gdn(const GdnMaps& maps, const float* beta, const float* gamma, bool invers
 void gdn_backward(const GdnGradMaps& maps, const float* beta, const float* gamma, float* dbeta, float* dgamma,
                   bool inverse, Isa isa, int threads) {
   const size_t channels = maps.channels, panel = MLIC_PICK_OF(isa, panel_width)();
-  const size_t rows = (channels + kRows - 1) / kRows * kRows, across = (channels + panel - 1) / panel * panel;
+  const size_t rows = round_up(channels, kRows), across = round_up(channels, panel);
   std::fill(dbeta, dbeta + channels, 0.0f);
   std::fill(dgamma, dgamma + channels * channels, 0.0f);
   if (maps.batch == 0 || channels == 0 || maps.positions == 0) return;
@@ -88,7 +89,7 @@ void gdn_backward(const GdnGradMaps& maps, const float* beta, const float* gamma
     for (size_t k = 0; k < channels; k++) transposed.data()[k * channels + o] = gamma[o * channels + k];
   }
   // Each worker has a range of its own and sums of its own, so that these do not depend on who was faster.
-  const size_t tasks = maps.batch * ((maps.positions + panel - 1) / panel);
+  const size_t tasks = maps.batch * blocks_of(maps.positions, panel);
   const size_t workers = std::min(tasks, static_cast<size_t>(std::max(threads, 1)));
   std::vector<Floats> scratch, sums;
   for (size_t worker = 0; worker < workers; worker++) {

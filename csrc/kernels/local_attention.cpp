@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "isa.hpp"
+#include "rounding.hpp"
 #include "tasks.hpp"
 
 #if MLIC_X86
@@ -40,10 +41,6 @@ constexpr int64_t half_of(int64_t column) {
 }
 constexpr int64_t parity_of(int64_t value) {
   return value & 1;
-}
-
-constexpr int64_t round_up(int64_t n, int64_t unit) {
-  return (n + unit - 1) / unit * unit;
 }
 
 // A call's constants.

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <vector>
 
+#include "rounding.hpp"
 #include "tasks.hpp"
 
 #if MLIC_X86
@@ -108,7 +109,7 @@ std::vector<Floats> workspaces(size_t workers, size_t floats) {
 
 void winograd_convolve(const float* x, const TiledMap& map, const float* coefficients, size_t outputs,
                        const float* bias, float* y, Isa isa, int threads) {
-  const size_t tiles = block_tiles(map.channels, outputs), tasks = (map.tiles() + tiles - 1) / tiles;
+  const size_t tiles = block_tiles(map.channels, outputs), tasks = blocks_of(map.tiles(), tiles);
   const size_t workers = std::min(tasks, static_cast<size_t>(std::max(threads, 1)));
   const Floats zeros(std::max(map.channels, outputs));
   const std::vector<Floats> rooms = workspaces(workers, workspace_floats(tiles, map.channels, outputs));
@@ -123,7 +124,7 @@ void winograd_convolve(const float* x, const TiledMap& map, const float* coeffic
 
 void winograd_weights(const float* x, const TiledMap& map, const float* grad, size_t outputs, float* total, Isa isa,
                       int threads) {
-  const size_t tiles = summed_tiles(map.channels, outputs), blocks = (map.tiles() + tiles - 1) / tiles;
+  const size_t tiles = summed_tiles(map.channels, outputs), blocks = blocks_of(map.tiles(), tiles);
   const size_t workers = std::min(blocks, static_cast<size_t>(std::max(threads, 1)));
   const size_t floats = kCoefficients * map.channels * outputs;
   const Floats zeros(map.channels);

@@ -9,9 +9,8 @@ from compressai.layers import GDN
 from torch import Tensor, nn
 
 from mlic_fast.backend import choose
-from mlic_fast.ops.conv_of_gelu import conv3x3_of_gelu
 from mlic_fast.ops.gdn import gdn
-from mlic_fast.ops.winograd import conv3x3, fits, on_cpu_kernels
+from mlic_fast.ops.winograd import conv3x3, on_cpu_kernels
 
 
 def conv(in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
@@ -45,9 +44,7 @@ class TrainedConv(nn.Conv2d):
         if not torch.is_grad_enabled() or choose(x) == "torch":
             out: Tensor = self(F.gelu(x))
             return out
-        if fits(x, self.weight):
-            return conv3x3(x, self.weight, self.bias, gelu=True)
-        return conv3x3_of_gelu(x, self.weight, self.bias)
+        return conv3x3(x, self.weight, self.bias, gelu=True)
 
 
 def for_training(x: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mlic_fast import backend
+from mlic_fast.ops.conv_of_gelu import conv3x3_of_gelu
 
 CHANNELS = 16  # widths are multiples of it
 COEFFICIENTS = 16
@@ -32,13 +33,16 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool
     """Convolution of x [B, in, H, W], or of GELU(x), with weight [out, in, 3, 3] and padding 1, plus bias [out].
 
     Where `fits` says so, by Winograd's method: the result [B, out, H, W] is in channels-last layout then, and x and its
-    gradient should be. Elsewhere it is F.conv2d of F.gelu. Differentiable in x, weight and bias; of the activations x
-    alone is kept, and GELU(x) computed again.
+    gradient should be. Elsewhere it is PyTorch's. Differentiable in x, weight and bias; of the activations x alone is
+    kept, and GELU(x) computed again.
     """
-    if not fits(x, weight):
-        result: Tensor = F.conv2d(F.gelu(x) if gelu else x, weight, bias, padding=1)
-        return result
-    result = torch.ops.mlic_fast.conv3x3(x, weight, bias, gelu)
+    result: Tensor
+    if fits(x, weight):
+        result = torch.ops.mlic_fast.conv3x3(x, weight, bias, gelu)
+    elif gelu:
+        result = conv3x3_of_gelu(x, weight, bias)
+    else:
+        result = F.conv2d(x, weight, bias, padding=1)
     return result
 
 
