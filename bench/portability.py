@@ -183,7 +183,7 @@ def _walk(
     if way.engine:
         engine = engine_for(model)
         assert engine is not None, "the engine is off"
-        engine.walk(engine.hyper(z_hat), y, code)
+        engine.walk(z_hat, y, code)
         return
     if way.noise:
         code = _Noise(code, model, deltas if deltas is not None else model.guard_deltas, seed)

@@ -160,7 +160,7 @@ class MLICPlusPlus(CompressionModel):
                 if engine is None:
                     walk(self, self.h_s(z_hat), y, Writer(encoder, self.gaussian_conditional, mover))
                 else:
-                    engine.walk(engine.hyper(z_hat), y, PackedWriter(encoder, self.gaussian_conditional, mover))
+                    engine.walk(z_hat, y, PackedWriter(encoder, self.gaussian_conditional, mover))
                 y_string = encoder.finish()
         moves = None if mover is None else mover.finish()
         return self._coded(y_string, z_strings, z.shape[-2:], moves, start, x.device)
@@ -289,7 +289,7 @@ class MLICPlusPlus(CompressionModel):
                     y_hat = walk(self, self.h_s(z_hat), None, Reader(decoder, self.gaussian_conditional, mover))
                 else:
                     steps = PackedReader(decoder, self.gaussian_conditional, mover)
-                    y_hat = engine.walk(engine.hyper(z_hat), None, steps)
+                    y_hat = engine.walk(z_hat, None, steps)
                 decoder.finish()
                 if mover is not None:
                     mover.finish()

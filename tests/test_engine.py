@@ -82,7 +82,7 @@ def check_walk(model: Any, x: torch.Tensor, given_symbols: Any) -> None:
     with backend.plain_path():
         expected, plain = given_symbols(model, z_hat, symbols)
     seen = GivenPacked(model, symbols)
-    y_hat = compiled(model).walk(compiled(model).hyper(z_hat), None, seen)
+    y_hat = compiled(model).walk(z_hat, None, seen)
     differ = sum(int((a != b).sum()) for a, b in zip(seen.indexes, plain.indexes, strict=True))
     assert differ <= 1 + len(symbols) // 100_000
     assert seen.colours == [Pass.ANCHOR, Pass.NONANCHOR] * model.slice_num
@@ -161,7 +161,7 @@ def coded(model: Any, x: torch.Tensor, options: Options = FLOAT32, delta: float 
     z_hat = torch.round(z)
     encoder = Encoder(coding_tables(model.gaussian_conditional))
     guard = None if delta is None else GuardWriter(model.gaussian_conditional.scale_table, delta)
-    y_hat = own.walk(own.hyper(z_hat), y, PackedWriter(encoder, model.gaussian_conditional, guard))
+    y_hat = own.walk(z_hat, y, PackedWriter(encoder, model.gaussian_conditional, guard))
     return encoder.finish(), z_hat, None if guard is None else guard.finish(), y_hat
 
 
@@ -169,7 +169,7 @@ def read(model: Any, string: bytes, z_hat: torch.Tensor, guard: bytes | None, op
     own = compiled(model, options)
     decoder = Decoder(coding_tables(model.gaussian_conditional), string)
     reader = None if guard is None else GuardReader(model.gaussian_conditional.scale_table, guard)
-    y_hat = own.walk(own.hyper(z_hat), None, PackedReader(decoder, model.gaussian_conditional, reader))
+    y_hat = own.walk(z_hat, None, PackedReader(decoder, model.gaussian_conditional, reader))
     decoder.finish()
     if reader is not None:
         reader.finish()
@@ -229,13 +229,13 @@ def test_shorter_formats_do_not_reach_the_entropy_path(
 ) -> None:
     _, z_hat, symbols = latent_and_symbols(small_model, test_image(64, 128, 59))
     own = compiled(small_model)
-    expected = own.walk(own.hyper(z_hat), None, GivenPacked(small_model, symbols))
+    expected = own.walk(z_hat, None, GivenPacked(small_model, symbols))
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(own.walk(own.hyper(z_hat), None, GivenPacked(small_model, symbols)), expected)
+        assert torch.equal(own.walk(z_hat, None, GivenPacked(small_model, symbols)), expected)
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("medium")
-        lowered = own.walk(own.hyper(z_hat), None, GivenPacked(small_model, symbols))
+        lowered = own.walk(z_hat, None, GivenPacked(small_model, symbols))
     finally:
         torch.set_float32_matmul_precision(before)
     assert (lowered - expected).abs().max() <= 1e-6 * expected.abs().max()

@@ -80,7 +80,7 @@ def test_cuda_golden_indexes(on_gpu: Any, small_models: Any, golden: Any, given_
             return super().finish(colour, y, means.cpu()).cuda()
 
     seen = OnGpu(on_gpu, symbols)
-    y_hat = own.walk(own.hyper(z_hat.cuda()), None, seen)
+    y_hat = own.walk(z_hat.cuda(), None, seen)
     indexes = torch.cat([index.flatten().cpu() for index in seen.indexes]).numpy()
     assert (indexes != data["indexes"]).sum() <= 1
     expected, _ = given_symbols(model, z_hat, symbols)

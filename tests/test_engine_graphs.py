@@ -49,7 +49,7 @@ def test_strings_are_those_of_coding_step_by_step(small_model: Any, test_image: 
     encoder = Encoder(coding_tables(small_model.gaussian_conditional))
     writer = None if deltas is None else GuardWriter(small_model.gaussian_conditional.scale_table, deltas)
     steps = PackedWriter(encoder, small_model.gaussian_conditional, writer)
-    y_hat = codec.engine.walk(codec.engine.hyper(z_hat), y, steps)
+    y_hat = codec.engine.walk(z_hat, y, steps)
     assert coded.y == encoder.finish()
     assert coded.guard == (None if writer is None else writer.finish())
     assert torch.equal(x_hat, codec.engine.synthesise(y_hat))
@@ -168,7 +168,7 @@ def model_decoded(model: Any, coded: Coded) -> torch.Tensor:
     steps = PackedReader(Decoder(coding_tables(gaussian), coded.y), gaussian, reader)
     medians = Entropy(gaussian, model.entropy_bottleneck).medians()
     z_hat = decode_hyper_latent(model.entropy_bottleneck, medians, coded.z, (1, 1))
-    return own.synthesise(own.walk(own.hyper(z_hat), None, steps))
+    return own.synthesise(own.walk(z_hat, None, steps))
 
 
 def test_values_that_are_not_finite_are_refused(recorded: Codec, test_image: Images) -> None:

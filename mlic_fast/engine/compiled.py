@@ -88,15 +88,15 @@ class Engine:
             return self._hyper_synthesis(z_hat)
 
     @torch.no_grad()
-    def walk(self, hyper: Tensor, y: Tensor | None, steps: PackedSteps) -> Tensor:
-        """Code every pass of every slice: hyper-parameters, y or None, and a way to code → ŷ [B, M, H/16, W/16]."""
-        with no_autocast(hyper.device):
-            return walk(self._slices, hyper, y, steps, self._budget)
+    def walk(self, z_hat: Tensor, y: Tensor | None, steps: PackedSteps) -> Tensor:
+        """Code every pass of every slice: decoded z, y or None, and a way to code → ŷ [B, M, H/16, W/16]."""
+        with no_autocast(z_hat.device):
+            return walk(self.stages(z_hat), y, steps)
 
     @torch.no_grad()
-    def stages(self, hyper: Tensor) -> Stages:
-        """A walk from these hyper-parameters, for a caller that takes its stages itself, without autocast."""
-        return Stages(self._slices, hyper, self._budget)
+    def stages(self, z_hat: Tensor) -> Stages:
+        """A walk from decoded z, for a caller that takes its stages itself, without autocast."""
+        return Stages(self._slices, self.hyper(z_hat), self._budget)
 
     @torch.no_grad()
     def synthesise(self, y_hat: Tensor) -> Tensor:

@@ -177,7 +177,7 @@ def _encode(engine: Engine, entropy: Entropy, planner: MovePlanner | None, x: Te
     rounded = torch.round(z - medians)
     out["z_finite"].copy_(torch.isfinite(rounded).all())
     out["z"].copy_(rounded)
-    engine.walk(engine.hyper(out["z"] + medians), y, _DeviceWriter(entropy.gaussian, planner, out))
+    engine.walk(out["z"] + medians, y, _DeviceWriter(entropy.gaussian, planner, out))
 
 
 class _DeviceWriter:
@@ -299,7 +299,7 @@ class _DecodeWalk:
 
     def start(self) -> None:
         self._found["flags"].zero_()
-        self._stages = self._engine.stages(self._engine.hyper(self._inputs.z + self._medians))
+        self._stages = self._engine.stages(self._inputs.z + self._medians)
         self._look_up(0, self._stages.open(0))
 
     def means(self, number: int) -> None:

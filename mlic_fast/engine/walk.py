@@ -92,8 +92,11 @@ class Stages:
     """One walk's maps, and its stages in order: for each slice `open`, `means`, `anchors`, `means`, `close`."""
 
     def __init__(self, slices: CompiledSlices, hyper: Tensor, memory_budget: int) -> None:
-        """hyper: hyper-parameters [B, 2M, h, w], h and w even; memory_budget: bytes, see mlic_fast.engine.budget."""
-        self._slices = slices
+        """hyper: hyper-parameters [B, 2M, h, w], h and w even; memory_budget: bytes, see mlic_fast.engine.budget.
+
+        They are not kept: parts of them are, in layouts of their own.
+        """
+        self.slices = slices
         batch, _, height, width = hyper.shape
         means = hyper[:, slices.latent :].contiguous(memory_format=LAYOUT)
         maps = [*(pack(hyper, colour) for colour in Pass), means, means]
@@ -112,15 +115,16 @@ class Stages:
         self._queries_keys: tuple[Tensor, Tensor] | None = None  # of the previous slice
         self._total: Tensor | None = None  # what is known of the non-anchors' parameters
         self._residual: Tensor | None = None  # what is known of the residual of the pass that is being coded
-        self._hidden = hyper  # what the means that are next are computed from
+        self._hidden: Tensor | None = None  # what the means that are next are computed from
 
     def open(self, i: int) -> Tensor:
         """Slice i's anchors' scales."""
-        slices, C = self._slices, self._slices.width
+        slices, C = self.slices, self.slices.width
         anchor, nonanchor = slices.anchor_parameters[i], slices.nonanchor_parameters[i]
         total, self._total = (self._of_parameters[colour].take(i) for colour in (Pass.ANCHOR, Pass.NONANCHOR))
         between = slices.between[i]
         if between is not None:
+            self._decoded = None  # before the next map of its size
             self._decoded = self.y_hat[:, : i * C].contiguous(memory_format=LAYOUT)
             for number in (0, 1):
                 context = (between.inter if number == 0 else between.channel)(self._decoded)
@@ -137,14 +141,15 @@ class Stages:
 
         What is known of the residual is computed here as well: when decoding, symbols are being read meanwhile.
         """
-        slices = self._slices
+        slices = self.slices
+        assert self._hidden is not None  # scales came before
         self._residual = self._of_residuals[colour].take(i)
         slices.residuals[colour][i].add(self._residual, self._decoded)
         return slices.parameters[colour][i].means(self._hidden)
 
     def anchors(self, i: int, values: Tensor) -> Tensor:
         """Slice i's decoded anchors [B, C, h, w/2] → its non-anchors' scales."""
-        slices = self._slices
+        slices = self.slices
         self._current.zero_()
         self._add(i, Pass.ANCHOR, values)
         own, total, between = slices.nonanchor_parameters[i], self._total, slices.between[i]
@@ -159,7 +164,7 @@ class Stages:
     def close(self, i: int, values: Tensor) -> None:
         """Slice i's decoded non-anchors complete it."""
         self._add(i, Pass.NONANCHOR, values)
-        C = self._slices.width
+        C = self.slices.width
         self.y_hat[:, i * C : (i + 1) * C] = self._current
 
     def _add(self, i: int, colour: Pass, values: Tensor) -> None:
@@ -167,19 +172,17 @@ class Stages:
         total, self._residual = self._residual, None
         assert total is not None  # `means` came before
         scatter(self._current, values, colour)
-        residual_step(self._current, self._slices.residuals[colour][i].logits(total, self._current), colour)
+        residual_step(self._current, self.slices.residuals[colour][i].logits(total, self._current), colour)
 
 
-def walk(slices: CompiledSlices, hyper: Tensor, y: Tensor | None, steps: PackedSteps, memory_budget: int) -> Tensor:
+def walk(stages: Stages, y: Tensor | None, steps: PackedSteps) -> Tensor:
     """Code every pass of every slice in order, as `mlic_fast.nn.slices.walk` does.
 
-    hyper: hyper-parameters [B, 2M, h, w]; y: latent [B, M, h, w], or None when decoding;
-    memory_budget: bytes, see mlic_fast.engine.budget.
+    stages: none of them taken; y: latent [B, M, h, w], or None when decoding.
     Returns ŷ [B, M, h, w], channels-last.
     """
-    stages = Stages(slices, hyper, memory_budget)
-    C = slices.width
-    for i in range(slices.count):
+    C = stages.slices.width
+    for i in range(stages.slices.count):
         y_slice = None if y is None else y[:, i * C : (i + 1) * C]
         scales = stages.open(i)
         for colour in Pass:

@@ -158,7 +158,7 @@ def log_scales(model: MLICPlusPlus, given: GivenSymbols, *, engine: bool = False
     compiled = engine_for(model)
     if compiled is None:
         raise BackendError("there is no engine for this model here; is MLIC_FAST_ENGINE off?")
-    compiled.walk(compiled.hyper(z_hat), None, listener)
+    compiled.walk(z_hat, None, listener)
     return listener.found
 
 
