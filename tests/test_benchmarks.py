@@ -391,3 +391,25 @@ def test_trial_pictures(bench: Callable[[str], Any], photograph: Path) -> None:
         assert 0 <= x.min() <= x.max() <= 1
     with pytest.raises(SystemExit, match="768×512"):
         module.photographs([photograph / "nowhere"])
+
+
+def test_the_engines_quality_is_compared_with_the_plain_paths(
+    bench: Callable[[str], Any], photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    Image.open(photograph / "one.png").crop((0, 0, 130, 70)).save(tmp_path / "crop.png")
+    tool = bench("engine_quality")
+    tool.main([str(tmp_path), "--model", "mlicpp-s-0.0018"])
+    head, picture, mean, largest = capsys.readouterr().out.splitlines()
+    assert head.split() == ["mlicpp-s-0.0018", "float32", "bfloat16"]
+    assert [line.split()[0] for line in (picture, mean, largest)] == ["crop.png", "mean", "largest"]
+    assert picture.split()[1:] == mean.split()[1:] == largest.split()[1:]  # of one picture
+    _, size, decibels, _, short_size, short_decibels, _ = picture.split()
+    assert abs(float(size.rstrip("%"))) < 0.5
+    assert abs(float(decibels)) < 0.005
+    assert abs(float(short_size.rstrip("%"))) < 5
+    assert abs(float(short_decibels)) < 0.1
+    (tmp_path / "crop.png").unlink()
+    with pytest.raises(SystemExit):
+        tool.main([str(tmp_path)])
