@@ -38,6 +38,13 @@ def _convolution(arguments: dict[str, Any], out: Tensor) -> int:
     return 2 * result.numel() * weight.numel() // result.shape[1]
 
 
+def _winograd(arguments: dict[str, Any], out: Tensor) -> int:
+    """The products of coefficients; the transforms around them count nothing."""
+    coefficients = arguments["coefficients"]  # [16, in, out]
+    batch, _, height, width = out.shape
+    return 2 * batch * -(-height // 2) * (width // 2) * coefficients.numel()
+
+
 def _product(arguments: dict[str, Any], out: Tensor) -> int:
     left = _first(arguments, "mat1", "batch1", "self", "X", "input")
     return 2 * out.numel() * left.shape[-1]
@@ -70,6 +77,7 @@ _FORMULAS: dict[str, Callable[[dict[str, Any], Tensor], int]] = {
     "mkldnn::_convolution_pointwise_": _convolution,
     **dict.fromkeys(("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "mkldnn::_linear_pointwise"), _product),
     "mlic_fast::gdn": _gdn,
+    "mlic_fast::winograd_conv3x3": _winograd,
     "mlic_fast::local_attention": _local_attention,
     "mlic_fast::linear_attention": _linear_attention,
 }

@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from mlic_fast.engine import layers
+from mlic_fast import backend
+from mlic_fast.backend import use_backend
+from mlic_fast.engine import layers, winograd_layers
 from mlic_fast.engine.layers import LAYOUT, compile_convolution
+from mlic_fast.ops.winograd import convolve
 
 pytestmark = pytest.mark.skipif(not layers._has_packed_operators(), reason="PyTorch without oneDNN")
 
@@ -40,13 +45,59 @@ def test_every_size_gets_its_result(dtype: torch.dtype, outputs: int, inputs: in
             torch.testing.assert_close(found.double(), exact, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.skipif(
+    backend.report()["cpu"] is not None or backend.cpu_kernels.isa() == "generic", reason="no kernels for its vectors"
+)
+def test_winograds_method_is_taken_where_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    weight, bias = torch.randn(32, 16, 3, 3), torch.randn(32)
+    calls: list[tuple[int, ...]] = []
+
+    def counted(x: torch.Tensor, *arguments: Any, **settings: Any) -> torch.Tensor:
+        calls.append(tuple(x.shape))
+        return convolve(x, *arguments, **settings)
+
+    monkeypatch.setattr(winograd_layers, "convolve", counted)
+    convolution = compile_convolution(weight, bias, exact=False)
+
+    def check(height: int, width: int, pad_rows: bool, taken: bool) -> None:
+        calls.clear()
+        x = torch.randn(1, 16, height, width).contiguous(memory_format=LAYOUT)
+        found = convolution(x, gelu=True, pad_rows=pad_rows)
+        exact = F.gelu(F.conv2d(x.double(), weight.double(), bias.double(), padding=(int(pad_rows), 1)))
+        torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
+        assert bool(calls) == taken
+        added = convolution.add_to(torch.ones(1, 32, height, width), x)
+        torch.testing.assert_close(added, 1 + F.conv2d(x, weight, bias, padding=1), rtol=1e-5, atol=1e-5)
+
+    for pad_rows in (True, False):
+        check(16, 16, pad_rows, True)
+        check(17, 20, pad_rows, True)
+        check(17, 21, pad_rows, False)  # odd width
+        check(8, 16, pad_rows, False)  # small
+    with use_backend("torch"):
+        check(16, 16, True, False)
+    with monkeypatch.context() as patch:
+        patch.setenv("MLIC_FAST_ISA", "generic")
+        check(16, 16, True, False)
+    monkeypatch.setattr(winograd_layers, "convolve", None)  # never for these
+    for other in (
+        compile_convolution(weight, bias),  # of the entropy path
+        compile_convolution(weight, bias, exact=False, stride=2),
+        compile_convolution(weight, bias, exact=False, dtype=torch.bfloat16),
+        compile_convolution(weight[:31], bias[:31], exact=False),
+        compile_convolution(weight[..., :1, :1], bias, exact=False),
+    ):
+        other(torch.randn(1, 16, 32, 32).to(other.dtype).contiguous(memory_format=LAYOUT))
+
+
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 2), (torch.bfloat16, 3)], ids=["float32", "bfloat16"])
 def test_few_packed_weights_are_kept(dtype: torch.dtype, most: int) -> None:
     """So many sizes as a picture has strips of, packed once each; another picture's take their place."""
-    convolution = compile_convolution(torch.randn(48, 48, 3, 3), None, dtype=dtype, exact=False)
+    convolution = compile_convolution(torch.randn(48, 40, 3, 3), None, dtype=dtype, exact=False)
     assert isinstance(convolution, layers._PackedConvolution)
     for height in range(2, 40):
-        x = torch.randn(1, 48, height, 16).to(dtype).contiguous(memory_format=LAYOUT)
+        x = torch.randn(1, 40, height, 16).to(dtype).contiguous(memory_format=LAYOUT)
         convolution(x)
         kept = dict(convolution._packed)
         assert 1 <= len(kept) <= most

@@ -13,7 +13,7 @@ from torch import Tensor
 from mlic_fast import backend
 from mlic_fast.backend import use_backend
 from mlic_fast.ops import winograd
-from mlic_fast.ops.winograd import conv3x3, fits
+from mlic_fast.ops.winograd import coefficients_of, conv3x3, convolve, fits
 
 pytestmark = pytest.mark.skipif(backend.report()["cpu"] is not None, reason="the C++ kernels are not built")
 
@@ -91,6 +91,29 @@ def test_result_and_gradients(
         pytest.skip("this processor has no such instructions")
     given = inputs(batch, in_channels, out_channels, height, width)
     check(ours(*given, gelu), [*given], gelu)
+
+
+@pytest.mark.parametrize("pad_rows", [True, False], ids=["padded", "margins"])
+@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])
+@pytest.mark.parametrize(("height", "width", "batch"), [(3, 2, 1), (4, 6, 2), (9, 10, 3), (14, 50, 2), (31, 4, 1)])
+def test_transformed_weights(
+    monkeypatch: pytest.MonkeyPatch, isa: str, pad_rows: bool, height: int, width: int, batch: int
+) -> None:
+    """Heights may be odd, and rows above and below may be there already."""
+    monkeypatch.setenv("MLIC_FAST_ISA", isa)
+    if backend.report()["cpu"] is not None:
+        pytest.skip("this processor has no such instructions")
+    x, weight, bias, _ = inputs(batch, 32, 48, height, width)
+    for offset in (bias, None):
+        found = convolve(x, coefficients_of(weight), offset, pad_rows=pad_rows)
+        assert found.is_contiguous(memory_format=torch.channels_last)
+        plain, exact = (
+            F.conv2d(*(None if t is None else t.to(dtype) for t in (x, weight, offset)), padding=(int(pad_rows), 1))  # type: ignore[arg-type]
+            for dtype in (torch.float32, torch.float64)
+        )
+        assert found.shape == exact.shape
+        allowed = 2 * float((plain - exact).abs().max()) + 2e-6 * float(exact.abs().max())
+        assert float((found - exact).abs().max()) <= allowed
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
@@ -171,18 +194,26 @@ def test_the_operator_is_registered_as_pytorch_wants_it() -> None:
     x, weight, bias, _ = (t.requires_grad_() for t in inputs(2, 16, 32, 4, 6))
     for arguments in ((x, weight, bias, True), (x, weight, None, False)):
         torch.library.opcheck(torch.ops.mlic_fast.conv3x3.default, arguments)
+    x, weight, bias, _ = inputs(2, 16, 32, 5, 6)
+    for pad_rows in (True, False):
+        arguments = x, coefficients_of(weight), bias, pad_rows
+        torch.library.opcheck(torch.ops.mlic_fast.winograd_conv3x3.default, arguments)
 
 
 def test_kernels_refuse_what_would_leave_the_maps() -> None:
     kernels = backend.cpu_kernels
     for shape, outputs in (
-        ((1, 3, 4, 16), 16),
+        ((1, 4, 3, 16), 16),
         ((1, 4, 4, 8), 16),
         ((1, 4, 4), 16),
         ((1, 4, 4, 16), 24),
         ((1, 4, 4, 16), 0),
     ):
         with pytest.raises(ValueError, match=r"even|outputs|shape"):
-            kernels.winograd_convolve(0, shape, 0, outputs, 0, 0, 1)
+            kernels.winograd_convolve(0, shape, 0, outputs, 0, 0, True, 1)
         with pytest.raises(ValueError, match=r"even|outputs|shape"):
             kernels.winograd_weights(0, shape, 0, outputs, 0, 1)
+    with pytest.raises(ValueError, match="height must be even"):
+        kernels.winograd_weights(0, (1, 3, 4, 16), 0, 16, 0, 1)
+    with pytest.raises(ValueError, match="margins"):
+        kernels.winograd_convolve(0, (1, 1, 4, 16), 0, 16, 0, 0, False, 1)

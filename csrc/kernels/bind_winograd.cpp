@@ -15,13 +15,16 @@ namespace py = pybind11;
 namespace mlic::kernels {
 namespace {
 
-TiledMap map_of(const py::tuple& shape) {
+// The shape is that in memory, margins included.
+TiledMap map_of(const py::tuple& shape, size_t margin = 0) {
   if (shape.size() != 4) throw std::invalid_argument("a map's shape is (batch, height, width, channels)");
-  const TiledMap map{shape[0].cast<size_t>(), shape[1].cast<size_t>(), shape[2].cast<size_t>(),
-                     shape[3].cast<size_t>()};
-  if (map.height % 2 || map.width % 2 || map.channels % kWinogradChannels) {
-    throw std::invalid_argument("height and width must be even, channels a multiple of 16");
+  TiledMap map{shape[0].cast<size_t>(), shape[1].cast<size_t>(), shape[2].cast<size_t>(), shape[3].cast<size_t>(),
+               margin};
+  if (map.width % 2 || map.channels % kWinogradChannels) {
+    throw std::invalid_argument("the width must be even, channels a multiple of 16");
   }
+  if (map.height < 2 * margin) throw std::invalid_argument("a map has no fewer rows than its margins");
+  map.height -= 2 * margin;
   return map;
 }
 
@@ -36,8 +39,8 @@ void bind_winograd(py::module_& module) {
   module.def(
       "winograd_convolve",
       [](uintptr_t x, const py::tuple& shape, uintptr_t coefficients, size_t outputs, uintptr_t bias, uintptr_t y,
-         int threads) {
-        const TiledMap map = map_of(shape);
+         bool pad_rows, int threads) {
+        const TiledMap map = map_of(shape, pad_rows ? 0 : 1);
         checked(outputs);
         const Isa isa = chosen_isa();  // reads the environment
         py::gil_scoped_release release;
@@ -45,11 +48,12 @@ void bind_winograd(py::module_& module) {
                           reinterpret_cast<const float*>(bias), reinterpret_cast<float*>(y), isa, threads);
       },
       py::arg("x"), py::arg("shape"), py::arg("coefficients"), py::arg("outputs"), py::arg("bias"), py::arg("y"),
-      py::arg("threads"));
+      py::arg("pad_rows"), py::arg("threads"));
   module.def(
       "winograd_weights",
       [](uintptr_t x, const py::tuple& shape, uintptr_t grad, size_t outputs, uintptr_t total, int threads) {
         const TiledMap map = map_of(shape);
+        if (map.height % 2) throw std::invalid_argument("the height must be even");
         checked(outputs);
         const Isa isa = chosen_isa();  // reads the environment
         py::gil_scoped_release release;

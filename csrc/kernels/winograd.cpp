@@ -8,7 +8,6 @@
 #include <cstring>
 #include <vector>
 
-#include "rounding.hpp"
 #include "tasks.hpp"
 
 #if MLIC_X86
@@ -74,15 +73,15 @@ inline size_t workspace_floats(size_t tiles, size_t channels, size_t outputs) {
   return kCoefficients * (block_stride(tiles, channels) + block_stride(tiles, outputs));
 }
 
-// Of a tile: positions before its image, and its first row and column.
+// Of a tile: its image, and its first row and column, margins not counted.
 struct Place {
   size_t image, row, column;
 };
 
 inline Place place_of(const TiledMap& map, size_t tile) {
-  const size_t across = map.width / 2, in_image = map.height / 2 * across;
+  const size_t across = map.width / 2, in_image = blocks_of<size_t>(map.height, 2) * across;
   const size_t at = tile % in_image;
-  return {tile / in_image * map.height * map.width, at / across * 2, at % across * 2};
+  return {tile / in_image, at / across * 2, at % across * 2};
 }
 
 }  // namespace
@@ -94,9 +93,9 @@ inline Place place_of(const TiledMap& map, size_t tile) {
 namespace mlic::kernels {
 namespace {
 
-TiledMap with_channels(TiledMap map, size_t channels) {
-  map.channels = channels;
-  return map;
+// The result's map, or the gradient's.
+TiledMap with_channels(const TiledMap& map, size_t channels) {
+  return {map.batch, map.height, map.width, channels};
 }
 
 std::vector<Floats> workspaces(size_t workers, size_t floats) {

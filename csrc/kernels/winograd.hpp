@@ -5,28 +5,32 @@
 #include <cstddef>
 
 #include "isa.hpp"
+#include "rounding.hpp"
 
 namespace mlic::kernels {
 
 // Channels of a map are a multiple of this.
 constexpr size_t kWinogradChannels = 16;
 
-// A map [B, H, W, C], positions of an image in rows and channels innermost; float32, dense; H and W even. Its tiles of
-// 2 × 2 positions are counted through the batch, row by row.
+// A map [B, H, W, C], positions of an image in rows and channels innermost; float32, dense; W even. Its tiles of 2 × 2
+// positions are counted through the batch, row by row; where H is odd, the last row's have a half outside.
 struct TiledMap {
   size_t batch, height, width, channels;
+  size_t margin = 0;  // rows above each image, and below it, that are in memory: it has H + 2·margin there
 
-  size_t tiles() const { return batch * (height / 2) * (width / 2); }
+  size_t tiles() const { return batch * blocks_of<size_t>(height, 2) * (width / 2); }
+  size_t positions() const { return (height + 2 * margin) * width; }  // of an image, in memory
 };
 
 // y [B, H, W, outputs] = convolution of x plus bias [outputs], which may be null. coefficients: G g Gᵀ of the weights,
-// [16][channels][outputs]; `outputs` is a multiple of kWinogradChannels as well.
+// [16][channels][outputs]; `outputs` is a multiple of kWinogradChannels as well. Zeros stand for what lies outside of
+// x.
 void winograd_convolve(const float* x, const TiledMap& map, const float* coefficients, size_t outputs,
                        const float* bias, float* y, Isa isa, int threads);
 
 // What the weights' gradient is formed of: the sum over tiles of (Bᵀ d B)[channel] (A y' Aᵀ)[output] for each of the 16
-// coefficients, [16][channels][outputs]. d: x's tiles; y': those of grad [B, H, W, outputs]. The same for the same
-// number of threads.
+// coefficients, [16][channels][outputs]. d: x's tiles; y': those of grad [B, H, W, outputs]; H even, no margin. The
+// same for the same number of threads.
 void winograd_weights(const float* x, const TiledMap& map, const float* grad, size_t outputs, float* total, Isa isa,
                       int threads);
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mlic_fast.engine.budget import default_budget
-from mlic_fast.engine.layers import multiplies_bfloat16
+from mlic_fast.engine.layers import has_bfloat16_unit
 from mlic_fast.engine.transforms import (
     CompiledHyperAnalysis,
     CompiledHyperSynthesis,
@@ -35,7 +35,8 @@ TransformType = Literal["auto", "float32", "bfloat16"]
 class Options(NamedTuple):
     """What an engine is compiled for.
 
-    transform_dtype: what g_a, h_a and g_s multiply in; "auto": bfloat16 where the device has instructions for it.
+    transform_dtype: what g_a, h_a and g_s multiply in; "auto": bfloat16 on GPUs and processors with matrix units for
+        it, else float32: on other processors Winograd's method makes float32 as fast.
         The entropy path is float32-class in any case, and so are y, z and x̂.
     memory_budget: bytes that the maps of g_a and of g_s may take on the way, besides what goes in and comes out;
         None: 512 MiB on a CPU, 2 GiB on a GPU. On a GPU the walk over the slices may take an eighth of it for what
@@ -52,7 +53,7 @@ class Options(NamedTuple):
                 f"transform_dtype must be one of {', '.join(get_args(TransformType))}, not {self.transform_dtype!r}"
             )
         if self.transform_dtype == "auto":
-            return torch.bfloat16 if multiplies_bfloat16(device) else torch.float32
+            return torch.bfloat16 if has_bfloat16_unit(device) else torch.float32
         return torch.bfloat16 if self.transform_dtype == "bfloat16" else torch.float32
 
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlic_fast.engine.cuda_layers import CudaConvolution
+from mlic_fast.engine.winograd_layers import WinogradConvolution, suits
 from mlic_fast.precision import conv2d, convolution_is_lowered
 
 LAYOUT = torch.channels_last
@@ -59,9 +60,14 @@ def compile_convolution(
     """
     if weight.device.type == "cuda":
         return CudaConvolution(weight, bias, stride, groups, dtype)
+    compiled: Convolution
     if weight.device.type == "cpu" and _has_packed_operators() and dtype in (torch.float32, torch.bfloat16):
-        return _PackedConvolution(weight, bias, stride, groups, dtype, exact)
-    return _PlainConvolution(weight, bias, stride, groups, dtype, exact)
+        compiled = _PackedConvolution(weight, bias, stride, groups, dtype, exact)
+    else:
+        compiled = _PlainConvolution(weight, bias, stride, groups, dtype, exact)
+    if not exact and suits(weight, stride, groups, dtype):
+        return WinogradConvolution(weight, bias, compiled)
+    return compiled
 
 
 def compile_module(module: nn.Module, *, dtype: torch.dtype = torch.float32, exact: bool = True) -> Convolution:
@@ -190,9 +196,9 @@ def _has_packed_operators() -> bool:
     return available and all(hasattr(torch.ops.mkldnn, name) for name in names)
 
 
-def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether the device has instructions that multiply bfloat16, and PyTorch uses them."""
+def has_bfloat16_unit(device: torch.device) -> bool:
+    """Whether the device has a matrix unit that multiplies bfloat16, and PyTorch uses it."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    found = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    return _has_packed_operators() and any(probe is not None and probe() for probe in found)
+    probe = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return _has_packed_operators() and probe is not None and bool(probe())

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """3×3 convolution by Winograd's F(2×2, 3×3): 16 products for 4 positions instead of 36, with gradients.
 
-For training in float32 on a CPU, where PyTorch's convolutions run at the speed of the processor's multipliers
-already. With B, G and A as in Lavin and Gray (arXiv 1509.09308), for each tile of 2×2 positions
-y = Aᵀ [Σ_c (G g Gᵀ) ⊙ (Bᵀ d B)] A; the sums over channels are 16 matrix products over all tiles. All entries are 0, 1,
-−1 or 1/2, so that the result is about as exact as the direct sum. The gradient of x is such a convolution again; that
-of the weights is Gᵀ [Σ_tiles (A y' Aᵀ) ⊙ (Bᵀ d B)] G.
+For float32 on a CPU, where PyTorch's convolutions run at the speed of the processor's multipliers already: `conv3x3` in
+training, `convolve` with weights that were transformed before. With B, G and A as in Lavin and Gray (arXiv 1509.09308),
+for each tile of 2×2 positions y = Aᵀ [Σ_c (G g Gᵀ) ⊙ (Bᵀ d B)] A; the sums over channels are 16 matrix products over
+all tiles. All entries are 0, 1, −1 or 1/2, so that the result is about as exact as the direct sum. The gradient of x is
+such a convolution again; that of the weights is Gᵀ [Σ_tiles (A y' Aᵀ) ⊙ (Bᵀ d B)] G.
 """
 
 from __future__ import annotations
@@ -63,9 +63,30 @@ def on_cpu_kernels(x: Tensor) -> bool:
     return x.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and backend.choose(x) == "cpu"
 
 
+def convolve(x: Tensor, coefficients: Tensor, bias: Tensor | None, *, pad_rows: bool = True) -> Tensor:
+    """Convolution of x [B, in, H, W] with weights that `coefficients_of` transformed [16, in, out], plus bias [out].
+
+    float32 on a CPU; in and out multiples of 16, W even. pad_rows: whether rows of zeros lie above and below x;
+    columns do always. Returns [B, out, H or H − 2, W], channels-last. No gradients. Its plain twin is F.conv2d of the
+    weights with padding (1 or 0, 1).
+    """
+    result: Tensor = torch.ops.mlic_fast.winograd_conv3x3(x, coefficients, bias, pad_rows)
+    return result
+
+
+@torch.library.custom_op("mlic_fast::winograd_conv3x3", mutates_args=())
+def _winograd_conv3x3(x: Tensor, coefficients: Tensor, bias: Tensor | None, pad_rows: bool) -> Tensor:
+    return _convolve(x, coefficients, bias, pad_rows)
+
+
+@_winograd_conv3x3.register_fake
+def _(x: Tensor, coefficients: Tensor, bias: Tensor | None, pad_rows: bool) -> Tensor:
+    return _empty(x, coefficients.shape[2], 0 if pad_rows else 2)
+
+
 @torch.library.custom_op("mlic_fast::conv3x3", mutates_args=())
 def _conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
-    return _convolve(F.gelu(x) if gelu else x, _coefficients(weight), bias)
+    return _convolve(F.gelu(x) if gelu else x, coefficients_of(weight), bias)
 
 
 @_conv3x3.register_fake
@@ -90,7 +111,7 @@ def _conv3x3_backward(
     if not needs_x:
         return grad.new_empty(0), weight_grad.contiguous(), bias_grad
     del x  # before the next map of its size
-    x_grad = _convolve(grad, _coefficients(weight.flip(2, 3).transpose(0, 1)), None)
+    x_grad = _convolve(grad, coefficients_of(weight.flip(2, 3).transpose(0, 1)), None)
     if gelu:
         torch.ops.aten.gelu_backward.grad_input(x_grad, argument, grad_input=x_grad)
     return x_grad, weight_grad.contiguous(), bias_grad
@@ -118,10 +139,10 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor | N
 _conv3x3.register_autograd(_backward, setup_context=_setup_context)
 
 
-def _convolve(x: Tensor, coefficients: Tensor, bias: Tensor | None) -> Tensor:
-    """x [B, in, H, W] with transformed weights [16, in, out]: [B, out, H, W], both channels-last."""
+def _convolve(x: Tensor, coefficients: Tensor, bias: Tensor | None, pad_rows: bool = True) -> Tensor:
+    """As `convolve`."""
     x = _last(x)
-    y = _empty(x, coefficients.shape[2])
+    y = _empty(x, coefficients.shape[2], 0 if pad_rows else 2)
     bias = None if bias is None else bias.contiguous()
     backend.cpu_kernels.winograd_convolve(
         x.data_ptr(),
@@ -130,13 +151,14 @@ def _convolve(x: Tensor, coefficients: Tensor, bias: Tensor | None) -> Tensor:
         coefficients.shape[2],
         0 if bias is None else bias.data_ptr(),
         y.data_ptr(),
+        pad_rows,
         torch.get_num_threads(),
     )
     return y
 
 
-def _coefficients(weight: Tensor) -> Tensor:
-    """G g Gᵀ of weights [out, in, 3, 3]: [16, in, out]."""
+def coefficients_of(weight: Tensor) -> Tensor:
+    """G g Gᵀ of weights [out, in, 3, 3], what `convolve` takes: [16, in, out]."""
     out_channels, in_channels = weight.shape[:2]
     rows = weight.permute(2, 3, 1, 0).reshape(9, in_channels * out_channels)
     return (_transform(weight) @ rows).view(COEFFICIENTS, in_channels, out_channels)
@@ -157,7 +179,6 @@ def _last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def _empty(x: Tensor, channels: int) -> Tensor:
-    return torch.empty(
-        (x.shape[0], channels, *x.shape[2:]), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
-    )
+def _empty(x: Tensor, channels: int, fewer_rows: int = 0) -> Tensor:
+    shape = x.shape[0], channels, x.shape[2] - fewer_rows, x.shape[3]
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)

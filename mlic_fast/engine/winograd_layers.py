@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""3×3 convolutions by Winograd's method in float32 on a CPU: 16 products where others need 36, as exact to rounding.
+
+Where there are instructions for bfloat16 but no matrix unit, they are as fast as those are.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mlic_fast import backend
+from mlic_fast.ops.winograd import CHANNELS, coefficients_of, convolve
+
+if TYPE_CHECKING:
+    from mlic_fast.engine.layers import Convolution
+
+# Results with fewer positions than this are left to others: too few products for each weight that is read.
+MIN_POSITIONS = 256
+
+
+def suits(weight: Tensor, stride: int, groups: int, dtype: torch.dtype) -> bool:
+    """Whether a convolution of this weight [out, in / groups, k, k] can be taken by Winograd's method."""
+    return (
+        weight.device.type == "cpu"
+        and dtype == torch.float32
+        and weight.shape[2:] == (3, 3)
+        and weight.shape[0] % CHANNELS == weight.shape[1] % CHANNELS == 0
+        and (stride, groups) == (1, 1)
+    )
+
+
+class WinogradConvolution:
+    """A convolution that `suits`; another one takes maps for which it is not worthwhile. Not for the entropy path."""
+
+    kernel, stride, dtype = 3, 1, torch.float32
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, otherwise: Convolution) -> None:
+        self._coefficients = coefficients_of(weight.detach())
+        self._bias = None if bias is None else bias.detach()
+        self._otherwise = otherwise
+
+    def __call__(self, x: Tensor, *, gelu: bool = False, pad_rows: bool = True) -> Tensor:
+        if not _worthwhile(x):
+            return self._otherwise(x, gelu=gelu, pad_rows=pad_rows)
+        out = convolve(x, self._coefficients, self._bias, pad_rows=pad_rows)
+        if gelu:
+            torch.ops.aten.gelu_(out)
+        return out
+
+    def add_to(self, out: Tensor, x: Tensor) -> Tensor:
+        return out.add_(self(x))
+
+
+def _worthwhile(x: Tensor) -> bool:
+    batch, _, height, width = x.shape
+    return (
+        width % 2 == 0
+        and batch * height * width >= MIN_POSITIONS
+        and backend.choose(x) == "cpu"
+        and backend.cpu_kernels.isa() != "generic"  # which is slower than oneDNN's convolutions
+    )
