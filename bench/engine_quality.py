@@ -44,7 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in options.model or bundled:
         model = open_model(name, "cpu")
         found: dict[str, list[tuple[float, float]]] = {engine: [] for engine in ENGINES}
-        print(f"{Path(name).stem:24}" + "".join(f"{engine:>24}" for engine in ENGINES), flush=True)
+        print(
+            f"{registry.stem(registry.resolve(name)):24}" + "".join(f"{engine:>24}" for engine in ENGINES), flush=True
+        )
         for path in paths:
             picture = open_image(path)
             plain = measure(model, picture, None)
