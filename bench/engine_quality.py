@@ -15,6 +15,7 @@ from statistics import mean
 from typing import NamedTuple
 
 from mlic_fast import registry
+from mlic_fast.checkpoint.labels import stem
 from mlic_fast.codec import open_model
 from mlic_fast.engine import Options
 from mlic_fast.evaluate.metrics import psnr
@@ -44,9 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in options.model or bundled:
         model = open_model(name, "cpu")
         found: dict[str, list[tuple[float, float]]] = {engine: [] for engine in ENGINES}
-        print(
-            f"{registry.stem(registry.resolve(name)):24}" + "".join(f"{engine:>24}" for engine in ENGINES), flush=True
-        )
+        heads = "".join(f"{engine:>24}" for engine in ENGINES)
+        print(f"{stem(registry.resolve(name)):24}{heads}", flush=True)
         for path in paths:
             picture = open_image(path)
             plain = measure(model, picture, None)
