@@ -21,6 +21,7 @@ from mlic_fast.engine import Options
 from mlic_fast.evaluate.metrics import psnr
 from mlic_fast.image import Picture, open_image, pad_to_64, to_pixels, to_tensor
 from mlic_fast.model import MLICPlusPlus
+from mlic_fast.picture_files import find_pictures
 
 ENGINES = {"float32": Options("float32"), "bfloat16": Options("bfloat16")}
 
@@ -38,9 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--model", action="append", help="name or file (default: the bundled models)")
     options = parser.parse_args(arguments)
-    paths = sorted(path for path in options.folder.iterdir() if path.suffix.lower() in {".png", ".jpg", ".webp"})
+    paths = find_pictures(options.folder)
     if not paths:
-        parser.error(f"{options.folder} holds no .png, .jpg or .webp pictures")
+        parser.error(f"{options.folder} holds no pictures")
     bundled = [model.path for model in registry.available().models if model.origin == "bundled"]
     for name in options.model or bundled:
         model = open_model(name, "cpu")

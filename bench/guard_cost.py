@@ -15,6 +15,7 @@ from full_size import full_size_model
 
 from mlic_fast.bitstream import container
 from mlic_fast.codec import encode, open_model
+from mlic_fast.picture_files import find_pictures
 
 
 def main() -> None:
@@ -24,9 +25,9 @@ def main() -> None:
     parser.add_argument("--model", help="name or file (default: full-size weights)")
     options = parser.parse_args()
     model = full_size_model() if options.model is None else open_model(options.model, "cpu")
-    paths = sorted(path for path in options.folder.iterdir() if path.suffix.lower() in {".png", ".jpg", ".webp"})
+    paths = find_pictures(options.folder)
     if not paths:
-        parser.error(f"{options.folder} holds no .png, .jpg or .webp pictures")
+        parser.error(f"{options.folder} holds no pictures")
 
     print(f"{'':24} {'without':>9} {'with':>9} {'guard':>6} {'growth':>8}")
     sums = [0, 0, 0]
