@@ -113,6 +113,14 @@ def gdn_backward(
 _TiledShape = tuple[int, int, int, int]
 
 def winograd_convolve(
-    x: int, shape: _TiledShape, coefficients: int, outputs: int, bias: int, y: int, pad_rows: bool, threads: int
+    x: int,
+    shape: _TiledShape,
+    coefficients: int,
+    outputs: int,
+    bias: int,
+    y: int,
+    pad_rows: bool,
+    gelu: bool,
+    threads: int,
 ) -> None: ...
 def winograd_weights(x: int, shape: _TiledShape, grad: int, outputs: int, total: int, threads: int) -> None: ...

@@ -39,16 +39,16 @@ void bind_winograd(py::module_& module) {
   module.def(
       "winograd_convolve",
       [](uintptr_t x, const py::tuple& shape, uintptr_t coefficients, size_t outputs, uintptr_t bias, uintptr_t y,
-         bool pad_rows, int threads) {
+         bool pad_rows, bool gelu, int threads) {
         const TiledMap map = map_of(shape, pad_rows ? 0 : 1);
-        checked(outputs);
+        const WinogradWeights weights{reinterpret_cast<const float*>(coefficients), checked(outputs),
+                                      reinterpret_cast<const float*>(bias), gelu};
         const Isa isa = chosen_isa();  // reads the environment
         py::gil_scoped_release release;
-        winograd_convolve(reinterpret_cast<const float*>(x), map, reinterpret_cast<const float*>(coefficients), outputs,
-                          reinterpret_cast<const float*>(bias), reinterpret_cast<float*>(y), isa, threads);
+        winograd_convolve(reinterpret_cast<const float*>(x), map, weights, reinterpret_cast<float*>(y), isa, threads);
       },
       py::arg("x"), py::arg("shape"), py::arg("coefficients"), py::arg("outputs"), py::arg("bias"), py::arg("y"),
-      py::arg("pad_rows"), py::arg("threads"));
+      py::arg("pad_rows"), py::arg("gelu"), py::arg("threads"));
   module.def(
       "winograd_weights",
       [](uintptr_t x, const py::tuple& shape, uintptr_t grad, size_t outputs, uintptr_t total, int threads) {

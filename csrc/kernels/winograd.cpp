@@ -106,8 +106,9 @@ std::vector<Floats> workspaces(size_t workers, size_t floats) {
 
 }  // namespace
 
-void winograd_convolve(const float* x, const TiledMap& map, const float* coefficients, size_t outputs,
-                       const float* bias, float* y, Isa isa, int threads) {
+void winograd_convolve(const float* x, const TiledMap& map, const WinogradWeights& weights, float* y, Isa isa,
+                       int threads) {
+  const size_t outputs = weights.outputs;
   const size_t tiles = block_tiles(map.channels, outputs), tasks = blocks_of(map.tiles(), tiles);
   const size_t workers = std::min(tasks, static_cast<size_t>(std::max(threads, 1)));
   const Floats zeros(std::max(map.channels, outputs));
@@ -116,8 +117,7 @@ void winograd_convolve(const float* x, const TiledMap& map, const float* coeffic
   const auto work = MLIC_PICK_OF(isa, convolve_block);
   run_tasks(static_cast<int64_t>(tasks), static_cast<int>(workers), [&](int64_t task, int worker) {
     const size_t first = static_cast<size_t>(task) * tiles, count = std::min(tiles, map.tiles() - first);
-    work(maps, first, count, tiles, coefficients, bias == nullptr ? zeros.data() : bias, y,
-         rooms[static_cast<size_t>(worker)].data());
+    work(maps, first, count, tiles, weights, y, rooms[static_cast<size_t>(worker)].data());
   });
 }
 

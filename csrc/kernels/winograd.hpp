@@ -22,11 +22,17 @@ struct TiledMap {
   size_t positions() const { return (height + 2 * margin) * width; }  // of an image, in memory
 };
 
-// y [B, H, W, outputs] = convolution of x plus bias [outputs], which may be null. coefficients: G g Gᵀ of the weights,
-// [16][channels][outputs]; `outputs` is a multiple of kWinogradChannels as well. Zeros stand for what lies outside of
-// x.
-void winograd_convolve(const float* x, const TiledMap& map, const float* coefficients, size_t outputs,
-                       const float* bias, float* y, Isa isa, int threads);
+// A convolution's weights g, as G g Gᵀ: [16][channels][outputs].
+struct WinogradWeights {
+  const float* coefficients;
+  size_t outputs;     // a multiple of kWinogradChannels
+  const float* bias;  // [outputs], or null
+  bool gelu;          // whether GELU follows
+};
+
+// y [B, H, W, outputs] = convolution of x. Zeros stand for what lies outside of x.
+void winograd_convolve(const float* x, const TiledMap& map, const WinogradWeights& weights, float* y, Isa isa,
+                       int threads);
 
 // What the weights' gradient is formed of: the sum over tiles of (Bᵀ d B)[channel] (A y' Aᵀ)[output] for each of the 16
 // coefficients, [16][channels][outputs]. d: x's tiles; y': those of grad [B, H, W, outputs]; H even, no margin. The

@@ -38,17 +38,17 @@ class WinogradConvolution:
     kernel, stride, dtype = 3, 1, torch.float32
 
     def __init__(self, weight: Tensor, bias: Tensor | None, otherwise: Convolution) -> None:
-        self._coefficients = coefficients_of(weight.detach())
+        self._weight = weight.detach()
+        self._coefficients: Tensor | None = None  # until a map is worthwhile
         self._bias = None if bias is None else bias.detach()
         self._otherwise = otherwise
 
     def __call__(self, x: Tensor, *, gelu: bool = False, pad_rows: bool = True) -> Tensor:
         if not _worthwhile(x):
             return self._otherwise(x, gelu=gelu, pad_rows=pad_rows)
-        out = convolve(x, self._coefficients, self._bias, pad_rows=pad_rows)
-        if gelu:
-            torch.ops.aten.gelu_(out)
-        return out
+        if self._coefficients is None:
+            self._coefficients = coefficients_of(self._weight)
+        return convolve(x, self._coefficients, self._bias, pad_rows=pad_rows, gelu=gelu)
 
     def add_to(self, out: Tensor, x: Tensor) -> Tensor:
         return out.add_(self(x))

@@ -63,24 +63,26 @@ def on_cpu_kernels(x: Tensor) -> bool:
     return x.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and backend.choose(x) == "cpu"
 
 
-def convolve(x: Tensor, coefficients: Tensor, bias: Tensor | None, *, pad_rows: bool = True) -> Tensor:
+def convolve(
+    x: Tensor, coefficients: Tensor, bias: Tensor | None, *, pad_rows: bool = True, gelu: bool = False
+) -> Tensor:
     """Convolution of x [B, in, H, W] with weights that `coefficients_of` transformed [16, in, out], plus bias [out].
 
     float32 on a CPU; in and out multiples of 16, W even. pad_rows: whether rows of zeros lie above and below x;
-    columns do always. Returns [B, out, H or H − 2, W], channels-last. No gradients. Its plain twin is F.conv2d of the
-    weights with padding (1 or 0, 1).
+    columns do always. gelu: GELU afterwards, in the same pass. Returns [B, out, H or H − 2, W], channels-last. No
+    gradients. Its plain twin is F.conv2d of the weights with padding (1 or 0, 1), and F.gelu of it.
     """
-    result: Tensor = torch.ops.mlic_fast.winograd_conv3x3(x, coefficients, bias, pad_rows)
+    result: Tensor = torch.ops.mlic_fast.winograd_conv3x3(x, coefficients, bias, pad_rows, gelu)
     return result
 
 
 @torch.library.custom_op("mlic_fast::winograd_conv3x3", mutates_args=())
-def _winograd_conv3x3(x: Tensor, coefficients: Tensor, bias: Tensor | None, pad_rows: bool) -> Tensor:
-    return _convolve(x, coefficients, bias, pad_rows)
+def _winograd_conv3x3(x: Tensor, coefficients: Tensor, bias: Tensor | None, pad_rows: bool, gelu: bool) -> Tensor:
+    return _convolve(x, coefficients, bias, pad_rows, gelu)
 
 
 @_winograd_conv3x3.register_fake
-def _(x: Tensor, coefficients: Tensor, bias: Tensor | None, pad_rows: bool) -> Tensor:
+def _(x: Tensor, coefficients: Tensor, bias: Tensor | None, pad_rows: bool, gelu: bool) -> Tensor:
     return _empty(x, coefficients.shape[2], 0 if pad_rows else 2)
 
 
@@ -139,7 +141,9 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor | N
 _conv3x3.register_autograd(_backward, setup_context=_setup_context)
 
 
-def _convolve(x: Tensor, coefficients: Tensor, bias: Tensor | None, pad_rows: bool = True) -> Tensor:
+def _convolve(
+    x: Tensor, coefficients: Tensor, bias: Tensor | None, pad_rows: bool = True, gelu: bool = False
+) -> Tensor:
     """As `convolve`."""
     x = _last(x)
     y = _empty(x, coefficients.shape[2], 0 if pad_rows else 2)
@@ -152,6 +156,7 @@ def _convolve(x: Tensor, coefficients: Tensor, bias: Tensor | None, pad_rows: bo
         0 if bias is None else bias.data_ptr(),
         y.data_ptr(),
         pad_rows,
+        gelu,
         torch.get_num_threads(),
     )
     return y
