@@ -50,7 +50,7 @@ def test_every_size_gets_its_result(dtype: torch.dtype, outputs: int, inputs: in
 )
 def test_winograds_method_is_taken_where_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    weight, bias = torch.randn(32, 16, 3, 3), torch.randn(32)
+    weight, bias = torch.randn(64, 32, 3, 3).div_(17), torch.randn(64)
     calls: list[tuple[int, ...]] = []
 
     def counted(x: torch.Tensor, *arguments: Any, **settings: Any) -> torch.Tensor:
@@ -62,12 +62,12 @@ def test_winograds_method_is_taken_where_it_fits(monkeypatch: pytest.MonkeyPatch
 
     def check(height: int, width: int, pad_rows: bool, taken: bool) -> None:
         calls.clear()
-        x = torch.randn(1, 16, height, width).contiguous(memory_format=LAYOUT)
+        x = torch.randn(1, 32, height, width).contiguous(memory_format=LAYOUT)
         found = convolution(x, gelu=True, pad_rows=pad_rows)
         exact = F.gelu(F.conv2d(x.double(), weight.double(), bias.double(), padding=(int(pad_rows), 1)))
         torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
         assert bool(calls) == taken
-        added = convolution.add_to(torch.ones(1, 32, height, width), x)
+        added = convolution.add_to(torch.ones(1, 64, height, width), x)
         torch.testing.assert_close(added, 1 + F.conv2d(x, weight, bias, padding=1), rtol=1e-5, atol=1e-5)
 
     for pad_rows in (True, False):
@@ -85,10 +85,10 @@ def test_winograds_method_is_taken_where_it_fits(monkeypatch: pytest.MonkeyPatch
         compile_convolution(weight, bias),  # of the entropy path
         compile_convolution(weight, bias, exact=False, stride=2),
         compile_convolution(weight, bias, exact=False, dtype=torch.bfloat16),
-        compile_convolution(weight[:31], bias[:31], exact=False),
+        compile_convolution(weight[:63], bias[:63], exact=False),
         compile_convolution(weight[..., :1, :1], bias, exact=False),
     ):
-        other(torch.randn(1, 16, 32, 32).to(other.dtype).contiguous(memory_format=LAYOUT))
+        other(torch.randn(1, 32, 32, 32).to(other.dtype).contiguous(memory_format=LAYOUT))
 
 
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 2), (torch.bfloat16, 3)], ids=["float32", "bfloat16"])

@@ -18,12 +18,12 @@ from mlic_fast.ops.winograd import coefficients_of, conv3x3, convolve, fits
 pytestmark = pytest.mark.skipif(backend.report()["cpu"] is not None, reason="the C++ kernels are not built")
 
 ROWS = [
-    pytest.param(1, 16, 16, 2, 2, id="one-tile"),
-    pytest.param(1, 16, 48, 2, 66, id="one-row"),
-    pytest.param(3, 48, 16, 10, 6, id="batch-3"),
+    pytest.param(1, 32, 32, 2, 2, id="one-tile"),
+    pytest.param(1, 32, 96, 2, 66, id="one-row"),
+    pytest.param(3, 96, 32, 10, 6, id="batch-3"),
     pytest.param(2, 32, 64, 34, 36, id="wider"),
     pytest.param(1, 192, 96, 12, 8, id="narrower"),
-    pytest.param(1, 32, 240, 26, 8, id="not whole panels"),
+    pytest.param(1, 32, 224, 26, 8, id="an odd number of panels"),
 ]
 
 
@@ -103,7 +103,7 @@ def test_transformed_weights(
     monkeypatch.setenv("MLIC_FAST_ISA", isa)
     if backend.report()["cpu"] is not None:
         pytest.skip("this processor has no such instructions")
-    x, weight, bias, _ = inputs(batch, 32, 48, height, width)
+    x, weight, bias, _ = inputs(batch, 64, 96, height, width)
     for offset in (bias, None):
         found = convolve(x, coefficients_of(weight), offset, pad_rows=pad_rows)
         assert found.is_contiguous(memory_format=torch.channels_last)
@@ -122,10 +122,10 @@ def test_gelu_in_the_same_pass(monkeypatch: pytest.MonkeyPatch, isa: str) -> Non
     monkeypatch.setenv("MLIC_FAST_ISA", isa)
     if backend.report()["cpu"] is not None:
         pytest.skip("this processor has no such instructions")
-    values = torch.linspace(-12, 12, 64 * 1024).view(1, 16, 64, 64)
-    extreme = torch.tensor([1e-30, -1e-30, 1e20, -1e20, torch.inf, -torch.inf, torch.nan, 0.0]).repeat(2)
-    identity = torch.zeros(16, 16, 3, 3)
-    identity[:, :, 1, 1] = torch.eye(16)
+    values = torch.linspace(-12, 12, 128 * 1024).view(1, 32, 64, 64)
+    extreme = torch.tensor([1e-30, -1e-30, 1e20, -1e20, torch.inf, -torch.inf, torch.nan, 0.0]).repeat(4)
+    identity = torch.zeros(32, 32, 3, 3)
+    identity[:, :, 1, 1] = torch.eye(32)
     coefficients = coefficients_of(identity)
     found = convolve(values, coefficients, None, gelu=True)
     # tiles are sums of neighbours: GELU of what comes out without it
@@ -142,7 +142,7 @@ def test_gelu_in_the_same_pass(monkeypatch: pytest.MonkeyPatch, isa: str) -> Non
 def test_blocks_of_tiles_and_threads_make_no_difference(threads: int) -> None:
     """105 tiles are some blocks with a shorter last one; the same number of threads gives the same bits."""
     before = torch.get_num_threads()
-    given = inputs(3, 16, 32, 14, 10)
+    given = inputs(3, 32, 64, 14, 10)
     one = ours(*given, True)
     torch.set_num_threads(threads)
     try:
@@ -157,14 +157,14 @@ def test_blocks_of_tiles_and_threads_make_no_difference(threads: int) -> None:
 
 
 def test_layouts_make_no_difference() -> None:
-    x, weight, bias, grad = inputs(2, 16, 32, 8, 6)
+    x, weight, bias, grad = inputs(2, 32, 64, 8, 6)
     wanted = ours(x, weight, bias, grad, False)
-    wide = torch.zeros(2, 20, 9, 6)
-    wide[:, 2:18, 1:] = x
+    wide = torch.zeros(2, 40, 9, 6)
+    wide[:, 2:34, 1:] = x
     last = torch.channels_last
     for maps in (
         (x.contiguous(memory_format=last), weight, bias, grad.contiguous(memory_format=last)),
-        (wide[:, 2:18, 1:], weight.contiguous(memory_format=last), bias, grad),
+        (wide[:, 2:34, 1:], weight.contiguous(memory_format=last), bias, grad),
         (x, weight.transpose(0, 1).contiguous().transpose(0, 1), bias, grad.sum(1, keepdim=True).expand(grad.shape)),
     ):
         found = ours(*maps, False)
@@ -173,7 +173,7 @@ def test_layouts_make_no_difference() -> None:
 
 
 def test_without_bias_and_without_gradients_of_x() -> None:
-    x, weight, _, grad = inputs(2, 16, 32, 8, 6)
+    x, weight, _, grad = inputs(2, 32, 64, 8, 6)
     check(ours(x, weight, None, grad, False), [x, weight, None, grad], False)
     leaf = weight.clone().requires_grad_()
     (weight_grad,) = torch.autograd.grad(conv3x3(x, leaf), leaf, grad)
@@ -181,7 +181,7 @@ def test_without_bias_and_without_gradients_of_x() -> None:
 
 
 def test_every_value_is_written_and_what_is_not_finite_shows() -> None:
-    x, weight, bias, _ = inputs(1, 16, 16, 8, 8)
+    x, weight, bias, _ = inputs(1, 32, 32, 8, 8)
     x[0, 3, 4, 4] = torch.nan
     y = conv3x3(x, weight, bias)
     assert y[0, :, 3:6, 3:6].isnan().all()
@@ -191,14 +191,14 @@ def test_every_value_is_written_and_what_is_not_finite_shows() -> None:
 
 
 def test_what_it_is_not_for_goes_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, weight, bias, _ = inputs(2, 16, 32, 8, 6)
+    x, weight, bias, _ = inputs(2, 32, 64, 8, 6)
     assert fits(x, weight)
     assert not fits(x.double(), weight.double())
     assert not fits(x.bfloat16(), weight.bfloat16())
     assert not fits(x[:, :, 1:], weight)
     assert not fits(x[..., 1:], weight)
-    assert not fits(x[:, :8], weight[:, :8])
-    assert not fits(x, weight[:12])
+    assert not fits(x[:, :16], weight[:, :16])
+    assert not fits(x, weight[:48])
     assert not fits(x, weight[:, :, 1:2, 1:2])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert not fits(x, weight)
@@ -213,10 +213,10 @@ def test_what_it_is_not_for_goes_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_operator_is_registered_as_pytorch_wants_it() -> None:
-    x, weight, bias, _ = (t.requires_grad_() for t in inputs(2, 16, 32, 4, 6))
+    x, weight, bias, _ = (t.requires_grad_() for t in inputs(2, 32, 64, 4, 6))
     for arguments in ((x, weight, bias, True), (x, weight, None, False)):
         torch.library.opcheck(torch.ops.mlic_fast.conv3x3.default, arguments)
-    x, weight, bias, _ = inputs(2, 16, 32, 5, 6)
+    x, weight, bias, _ = inputs(2, 32, 64, 5, 6)
     for pad_rows in (True, False):
         arguments = x, coefficients_of(weight), bias, pad_rows, pad_rows
         torch.library.opcheck(torch.ops.mlic_fast.winograd_conv3x3.default, arguments)
@@ -225,17 +225,17 @@ def test_the_operator_is_registered_as_pytorch_wants_it() -> None:
 def test_kernels_refuse_what_would_leave_the_maps() -> None:
     kernels = backend.cpu_kernels
     for shape, outputs in (
-        ((1, 4, 3, 16), 16),
-        ((1, 4, 4, 8), 16),
-        ((1, 4, 4), 16),
-        ((1, 4, 4, 16), 24),
-        ((1, 4, 4, 16), 0),
+        ((1, 4, 3, 32), 32),
+        ((1, 4, 4, 16), 32),
+        ((1, 4, 4), 32),
+        ((1, 4, 4, 32), 48),
+        ((1, 4, 4, 32), 0),
     ):
         with pytest.raises(ValueError, match=r"even|outputs|shape"):
             kernels.winograd_convolve(0, shape, 0, outputs, 0, 0, True, False, 1)
         with pytest.raises(ValueError, match=r"even|outputs|shape"):
             kernels.winograd_weights(0, shape, 0, outputs, 0, 1)
     with pytest.raises(ValueError, match="height must be even"):
-        kernels.winograd_weights(0, (1, 3, 4, 16), 0, 16, 0, 1)
+        kernels.winograd_weights(0, (1, 3, 4, 32), 0, 32, 0, 1)
     with pytest.raises(ValueError, match="margins"):
-        kernels.winograd_convolve(0, (1, 1, 4, 16), 0, 16, 0, 0, False, False, 1)
+        kernels.winograd_convolve(0, (1, 1, 4, 32), 0, 32, 0, 0, False, False, 1)

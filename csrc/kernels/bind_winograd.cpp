@@ -20,8 +20,8 @@ TiledMap map_of(const py::tuple& shape, size_t margin = 0) {
   if (shape.size() != 4) throw std::invalid_argument("a map's shape is (batch, height, width, channels)");
   TiledMap map{shape[0].cast<size_t>(), shape[1].cast<size_t>(), shape[2].cast<size_t>(), shape[3].cast<size_t>(),
                margin};
-  if (map.width % 2 || map.channels % kWinogradChannels) {
-    throw std::invalid_argument("the width must be even, channels a multiple of 16");
+  if (map.width % 2 || map.channels % kWinogradPanel) {
+    throw std::invalid_argument("the width must be even, channels a multiple of 32");
   }
   if (map.height < 2 * margin) throw std::invalid_argument("a map has no fewer rows than its margins");
   map.height -= 2 * margin;
@@ -29,7 +29,7 @@ TiledMap map_of(const py::tuple& shape, size_t margin = 0) {
 }
 
 size_t checked(size_t outputs) {
-  if (outputs == 0 || outputs % kWinogradChannels) throw std::invalid_argument("outputs must be a multiple of 16");
+  if (outputs == 0 || outputs % kWinogradPanel) throw std::invalid_argument("outputs must be a multiple of 32");
   return outputs;
 }
 

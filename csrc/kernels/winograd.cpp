@@ -24,8 +24,8 @@ constexpr size_t kWorkspace = 128 * 1024;
 
 // Tiles of a task are a multiple of kRows, the rows that are multiplied at once, and no fewer than kLeastTiles, so that
 // weights which are not in the cache are read for many products.
-constexpr size_t kRows = 6;
-constexpr size_t kLeastTiles = 4 * kRows, kMostTiles = 16 * kRows;
+constexpr size_t kRows = 12;
+constexpr size_t kLeastTiles = 2 * kRows, kMostTiles = 8 * kRows;
 
 // Channels of x whose products with the gradient's are summed at once.
 constexpr size_t kSums = 4;
@@ -59,14 +59,14 @@ inline size_t block_tiles(size_t channels, size_t outputs) {
 // The same where products are summed: all sums are read and written for each block, so that where there are many the
 // blocks are larger, whatever becomes of the cache.
 inline size_t summed_tiles(size_t channels, size_t outputs) {
-  const size_t worthwhile = std::min<size_t>(channels * outputs / 1024, 24 * kRows) / kRows * kRows;
+  const size_t worthwhile = std::min<size_t>(channels * outputs / 1024, 12 * kRows) / kRows * kRows;
   return std::max(block_tiles(channels, outputs), worthwhile);
 }
 
 // Floats from one coefficient's block to the next one's: no multiple of a page, or all would share a place of the
 // cache.
 inline size_t block_stride(size_t tiles, size_t channels) {
-  return tiles * channels + kWinogradChannels;
+  return tiles * channels + 16;
 }
 
 inline size_t workspace_floats(size_t tiles, size_t channels, size_t outputs) {

@@ -10,7 +10,7 @@
 namespace mlic::kernels {
 
 // Channels of a map are a multiple of this.
-constexpr size_t kWinogradChannels = 16;
+constexpr size_t kWinogradPanel = 32;
 
 // A map [B, H, W, C], positions of an image in rows and channels innermost; float32, dense; W even. Its tiles of 2 × 2
 // positions are counted through the batch, row by row; where H is odd, the last row's have a half outside.
@@ -22,10 +22,10 @@ struct TiledMap {
   size_t positions() const { return (height + 2 * margin) * width; }  // of an image, in memory
 };
 
-// A convolution's weights g, as G g Gᵀ: [16][channels][outputs].
+// A convolution's weights g, as G g Gᵀ: [16][panels of outputs][channels][kWinogradPanel].
 struct WinogradWeights {
   const float* coefficients;
-  size_t outputs;     // a multiple of kWinogradChannels
+  size_t outputs;     // a multiple of kWinogradPanel
   const float* bias;  // [outputs], or null
   bool gelu;          // whether GELU follows
 };

@@ -19,7 +19,7 @@ from torch import Tensor
 from mlic_fast import backend
 from mlic_fast.ops.conv_of_gelu import conv3x3_of_gelu
 
-CHANNELS = 16  # widths are multiples of it
+CHANNELS = 32  # widths are multiples of it
 COEFFICIENTS = 16
 
 # Maps with fewer positions than this, batch included, are left to PyTorch: transforming the weights costs too much.
@@ -66,9 +66,9 @@ def on_cpu_kernels(x: Tensor) -> bool:
 def convolve(
     x: Tensor, coefficients: Tensor, bias: Tensor | None, *, pad_rows: bool = True, gelu: bool = False
 ) -> Tensor:
-    """Convolution of x [B, in, H, W] with weights that `coefficients_of` transformed [16, in, out], plus bias [out].
+    """Convolution of x [B, in, H, W] with weights that `coefficients_of` transformed, plus bias [out].
 
-    float32 on a CPU; in and out multiples of 16, W even. pad_rows: whether rows of zeros lie above and below x;
+    float32 on a CPU; in and out multiples of 32, W even. pad_rows: whether rows of zeros lie above and below x;
     columns do always. gelu: GELU afterwards, in the same pass. Returns [B, out, H or H − 2, W], channels-last. No
     gradients. Its plain twin is F.conv2d of the weights with padding (1 or 0, 1), and F.gelu of it.
     """
@@ -83,7 +83,7 @@ def _winograd_conv3x3(x: Tensor, coefficients: Tensor, bias: Tensor | None, pad_
 
 @_winograd_conv3x3.register_fake
 def _(x: Tensor, coefficients: Tensor, bias: Tensor | None, pad_rows: bool, gelu: bool) -> Tensor:
-    return _empty(x, coefficients.shape[2], 0 if pad_rows else 2)
+    return _empty(x, _outputs(coefficients), 0 if pad_rows else 2)
 
 
 @torch.library.custom_op("mlic_fast::conv3x3", mutates_args=())
@@ -146,13 +146,13 @@ def _convolve(
 ) -> Tensor:
     """As `convolve`."""
     x = _last(x)
-    y = _empty(x, coefficients.shape[2], 0 if pad_rows else 2)
+    y = _empty(x, _outputs(coefficients), 0 if pad_rows else 2)
     bias = None if bias is None else bias.contiguous()
     backend.cpu_kernels.winograd_convolve(
         x.data_ptr(),
         _shape(x),
         coefficients.data_ptr(),
-        coefficients.shape[2],
+        _outputs(coefficients),
         0 if bias is None else bias.data_ptr(),
         y.data_ptr(),
         pad_rows,
@@ -163,10 +163,14 @@ def _convolve(
 
 
 def coefficients_of(weight: Tensor) -> Tensor:
-    """G g Gᵀ of weights [out, in, 3, 3], what `convolve` takes: [16, in, out]."""
-    out_channels, in_channels = weight.shape[:2]
-    rows = weight.permute(2, 3, 1, 0).reshape(9, in_channels * out_channels)
-    return (_transform(weight) @ rows).view(COEFFICIENTS, in_channels, out_channels)
+    """G g Gᵀ of weights [out, in, 3, 3], what `convolve` takes: [16, out / 32, in, 32]."""
+    panels, in_channels = weight.shape[0] // CHANNELS, weight.shape[1]
+    rows = weight.reshape(panels, CHANNELS, in_channels, 9).permute(3, 0, 2, 1).reshape(9, -1)
+    return (_transform(weight) @ rows).view(COEFFICIENTS, panels, in_channels, CHANNELS)
+
+
+def _outputs(coefficients: Tensor) -> int:
+    return coefficients.shape[1] * CHANNELS
 
 
 def _transform(like: Tensor) -> Tensor:
