@@ -20,7 +20,7 @@ namespace {
 
 // Rows that are multiplied at once.
 constexpr size_t kRows = 6;
-// Positions of a task in channels-last maps, a multiple of kRows.
+// Positions of a task in channels-last maps, a multiple of those multiplied at once.
 constexpr size_t kPixels = 96;
 
 struct GdnJob {
@@ -47,7 +47,7 @@ struct GdnGradJob {
 namespace mlic::kernels {
 
 void gdn(const GdnMaps& maps, const float* beta, const float* gamma, bool inverse, Isa isa, int threads) {
-  const size_t channels = maps.channels, panel = MLIC_PICK_OF(isa, panel_width)();
+  const size_t channels = maps.channels, panel = MLIC_PICK_OF(isa, panel_width)(maps.channels_last);
   if (maps.batch == 0 || channels == 0 || maps.positions == 0) return;
   size_t tasks, scratch;
   Floats weights;
@@ -78,7 +78,7 @@ void gdn(const GdnMaps& maps, const float* beta, const float* gamma, bool invers
 
 void gdn_backward(const GdnGradMaps& maps, const float* beta, const float* gamma, float* dbeta, float* dgamma,
                   bool inverse, Isa isa, int threads) {
-  const size_t channels = maps.channels, panel = MLIC_PICK_OF(isa, panel_width)();
+  const size_t channels = maps.channels, panel = MLIC_PICK_OF(isa, panel_width)(false);
   const size_t rows = round_up(channels, kRows), across = round_up(channels, panel);
   std::fill(dbeta, dbeta + channels, 0.0f);
   std::fill(dgamma, dgamma + channels * channels, 0.0f);
