@@ -40,8 +40,9 @@ def _convolution(arguments: dict[str, Any], out: Tensor) -> int:
 
 def _winograd(arguments: dict[str, Any], out: Tensor) -> int:
     """The products of coefficients; the transforms around them count nothing."""
-    coefficients = arguments["coefficients"]  # [16, in, out]
-    batch, _, height, width = out.shape
+    pieces, coefficients = arguments["pieces"], arguments["coefficients"]  # of 16 · in · out values
+    batch, _, _, width = pieces[0].shape
+    height = sum(piece.shape[2] for piece in pieces) - (0 if arguments["pad_rows"] else 2)
     return 2 * batch * -(-height // 2) * (width // 2) * coefficients.numel()
 
 
@@ -76,7 +77,7 @@ _FORMULAS: dict[str, Callable[[dict[str, Any], Tensor], int]] = {
     **dict.fromkeys(("aten::convolution", "aten::_convolution", "mkldnn::_convolution_pointwise"), _convolution),
     "mkldnn::_convolution_pointwise_": _convolution,
     **dict.fromkeys(("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "mkldnn::_linear_pointwise"), _product),
-    "mlic_fast::gdn": _gdn,
+    **dict.fromkeys(("mlic_fast::gdn", "mlic_fast::gdn_"), _gdn),
     "mlic_fast::winograd_conv3x3": _winograd,
     "mlic_fast::local_attention": _local_attention,
     "mlic_fast::linear_attention": _linear_attention,
@@ -110,6 +111,8 @@ class Operations(TorchDispatchMode):
             out = result[0] if isinstance(result, (tuple, list)) else result
             names = [argument.name for argument in func._schema.arguments]
             arguments = {**dict(zip(names, args, strict=False)), **kwargs}
+            if out is None:
+                out = next(arguments[argument.name] for argument in func._schema.arguments if argument.is_write)
             self.executed[out.dtype] += formula(arguments, out)
         elif _SUSPICIOUS.search(short := name.partition("::")[2]) and short not in _NO_PRODUCTS:
             raise RuntimeError(f"the operator {name} is not counted: add its formula to {__file__}")

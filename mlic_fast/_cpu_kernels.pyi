@@ -113,7 +113,7 @@ def gdn_backward(
 _TiledShape = tuple[int, int, int, int]
 
 def winograd_convolve(
-    x: int,
+    pieces: list[tuple[int, int]],  # where each lies, and its rows
     shape: _TiledShape,
     coefficients: int,
     outputs: int,
@@ -121,6 +121,7 @@ def winograd_convolve(
     y: int,
     pad_rows: bool,
     gelu: bool,
+    factor: int,
     threads: int,
 ) -> None: ...
 def winograd_weights(x: int, shape: _TiledShape, grad: int, outputs: int, total: int, threads: int) -> None: ...

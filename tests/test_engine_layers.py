@@ -53,9 +53,9 @@ def test_winograds_method_is_taken_where_it_fits(monkeypatch: pytest.MonkeyPatch
     weight, bias = torch.randn(64, 32, 3, 3).div_(17), torch.randn(64)
     calls: list[tuple[int, ...]] = []
 
-    def counted(x: torch.Tensor, *arguments: Any, **settings: Any) -> torch.Tensor:
-        calls.append(tuple(x.shape))
-        return convolve(x, *arguments, **settings)
+    def counted(pieces: Any, *arguments: Any, **settings: Any) -> torch.Tensor:
+        calls.append(tuple(pieces[0].shape))
+        return convolve(pieces, *arguments, **settings)
 
     monkeypatch.setattr(winograd_layers, "convolve", counted)
     convolution = compile_convolution(weight, bias, exact=False)

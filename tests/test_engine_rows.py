@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from mlic_fast.engine import winograd_layers
 from mlic_fast.engine.budget import strip_rows
-from mlic_fast.engine.layers import LAYOUT, compile_convolution
-from mlic_fast.engine.rows import ConvolutionRows, Normalised, Residual, RowLayer, Sequence, Shuffle, whole
+from mlic_fast.engine.layers import LAYOUT, compile_convolution, shuffle
+from mlic_fast.engine.rows import ConvolutionRows, Normalised, Residual, RowLayer, Sequence, whole
 
 
 def convolution(in_channels: int, out_channels: int, kernel: int, stride: int, seed: int = 0) -> Any:
@@ -49,6 +50,21 @@ def test_convolutions(kernel: int, stride: int, cuts: list[int]) -> None:
     assert (out - expected).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("cuts", CUTS)
+@pytest.mark.parametrize("factor", [1, 2])
+def test_kernels_that_take_rows_in_pieces(monkeypatch: pytest.MonkeyPatch, factor: int, cuts: list[int]) -> None:
+    monkeypatch.setattr(winograd_layers, "MIN_POSITIONS", 1)
+    generator = torch.Generator().manual_seed(2)
+    weight = 0.1 * torch.randn(32 * factor**2, 32, 3, 3, generator=generator)
+    layer = compile_convolution(weight, None, exact=False)
+    x = torch.randn(1, 32, 16, 6, generator=generator)
+    out = pushed(ConvolutionRows(layer, gelu=True, factor=factor), x, cuts)
+    plain = torch.nn.functional.gelu(torch.nn.functional.conv2d(x, weight, padding=1))
+    expected = shuffle(plain.contiguous(memory_format=LAYOUT), factor)
+    assert out.shape == expected.shape
+    assert (out - expected).abs().max() < 1e-5
+
+
 def block(kind: str) -> RowLayer:
     beta, gamma = torch.ones(8), 0.1 * torch.eye(8)
     if kind == "residual":
@@ -60,9 +76,9 @@ def block(kind: str) -> RowLayer:
         layers = Sequence(ConvolutionRows(convolution(8, 8, 3, 2, 5)), ConvolutionRows(convolution(8, 8, 3, 1, 6)))
         return Normalised(layers, ConvolutionRows(convolution(8, 8, 1, 2, 7)), beta, gamma, False)
     layers = Sequence(
-        ConvolutionRows(convolution(8, 32, 3, 1, 8)), Shuffle(2), ConvolutionRows(convolution(8, 8, 3, 1, 9))
+        ConvolutionRows(convolution(8, 32, 3, 1, 8), factor=2), ConvolutionRows(convolution(8, 8, 3, 1, 9))
     )
-    skip = Sequence(ConvolutionRows(convolution(8, 32, 3, 1, 10)), Shuffle(2))
+    skip = ConvolutionRows(convolution(8, 32, 3, 1, 10), factor=2)
     return Normalised(layers, skip, beta, gamma, True)
 
 
@@ -81,7 +97,8 @@ def test_blocks_and_their_skip_connections(kind: str, cuts: list[int]) -> None:
 def test_shuffle_is_pixel_shuffle_of_reordered_channels() -> None:
     x = torch.arange(2 * 12 * 3 * 5, dtype=torch.float32).view(2, 12, 3, 5)
     reordered = x.unflatten(1, (3, 4)).transpose(1, 2).flatten(1, 2).contiguous(memory_format=LAYOUT)
-    assert torch.equal(whole(lambda: Shuffle(2), reordered), torch.pixel_shuffle(x, 2))
+    assert torch.equal(shuffle(reordered, 2), torch.pixel_shuffle(x, 2))
+    assert shuffle(x, 1) is x
 
 
 def test_strips_fit_the_budget() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mlic_fast import backend
 from mlic_fast.backend import use_backend
+from mlic_fast.engine.layers import shuffle
 from mlic_fast.ops import winograd
 from mlic_fast.ops.winograd import coefficients_of, conv3x3, convolve, fits
 
@@ -105,7 +106,7 @@ def test_transformed_weights(
         pytest.skip("this processor has no such instructions")
     x, weight, bias, _ = inputs(batch, 64, 96, height, width)
     for offset in (bias, None):
-        found = convolve(x, coefficients_of(weight), offset, pad_rows=pad_rows)
+        found = convolve([x], coefficients_of(weight), offset, pad_rows=pad_rows)
         assert found.is_contiguous(memory_format=torch.channels_last)
         plain, exact = (
             F.conv2d(*(None if t is None else t.to(dtype) for t in (x, weight, offset)), padding=(int(pad_rows), 1))  # type: ignore[arg-type]
@@ -127,15 +128,44 @@ def test_gelu_in_the_same_pass(monkeypatch: pytest.MonkeyPatch, isa: str) -> Non
     identity = torch.zeros(32, 32, 3, 3)
     identity[:, :, 1, 1] = torch.eye(32)
     coefficients = coefficients_of(identity)
-    found = convolve(values, coefficients, None, gelu=True)
+    found = convolve([values], coefficients, None, gelu=True)
     # tiles are sums of neighbours: GELU of what comes out without it
-    plain = convolve(values, coefficients, None)
+    plain = convolve([values], coefficients, None)
     error = (found.double() - F.gelu(plain.double())).abs()
     assert float((error / plain.abs().clamp(min=1e-9)).max()) < 4e-7
     # a bias alone, so that nothing is added to the values
-    found = convolve(torch.zeros_like(values), coefficients, extreme, gelu=True)[0, :, 5, 7]
+    found = convolve([torch.zeros_like(values)], coefficients, extreme, gelu=True)[0, :, 5, 7]
     exact = extreme * (1 + torch.erf(extreme / 2**0.5)) / 2
     torch.testing.assert_close(found, exact, rtol=1e-6, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])
+@pytest.mark.parametrize("pad_rows", [True, False], ids=["padded", "margins"])
+@pytest.mark.parametrize("heights", [(1, 6, 1), (2, 5), (3,), (1, 1, 1, 9)], ids=str)
+@pytest.mark.parametrize("factor", [1, 2, 3])
+def test_pieces_and_pixel_shuffle(
+    monkeypatch: pytest.MonkeyPatch, isa: str, pad_rows: bool, heights: tuple[int, ...], factor: int
+) -> None:
+    """The same bits as without: only places in memory differ."""
+    monkeypatch.setenv("MLIC_FAST_ISA", isa)
+    if backend.report()["cpu"] is not None:
+        pytest.skip("this processor has no such instructions")
+    x, weight, bias, _ = inputs(1, 32, 32 * factor**2, sum(heights), 10)
+    coefficients = coefficients_of(weight)
+    pieces = [
+        piece.contiguous(memory_format=torch.channels_last) if n % 2 else piece
+        for n, piece in enumerate(torch.split(x, list(heights), dim=2))
+    ]
+    found = convolve(pieces, coefficients, bias, pad_rows=pad_rows, gelu=True, factor=factor)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(found, shuffle(convolve([x], coefficients, bias, pad_rows=pad_rows, gelu=True), factor))
+
+
+def test_pixel_shuffle_of_a_batch() -> None:
+    x, weight, bias, _ = inputs(3, 32, 128, 6, 4)
+    coefficients = coefficients_of(weight)
+    found = convolve([x], coefficients, bias, factor=2)
+    assert torch.equal(found, shuffle(convolve([x], coefficients, bias), 2))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 5])
@@ -218,7 +248,8 @@ def test_the_operator_is_registered_as_pytorch_wants_it() -> None:
         torch.library.opcheck(torch.ops.mlic_fast.conv3x3.default, arguments)
     x, weight, bias, _ = inputs(2, 32, 64, 5, 6)
     for pad_rows in (True, False):
-        arguments = x, coefficients_of(weight), bias, pad_rows, pad_rows
+        y = torch.empty(2, 64, 5 if pad_rows else 3, 6).contiguous(memory_format=torch.channels_last)
+        arguments = [x], coefficients_of(weight), bias, pad_rows, pad_rows, 1, y
         torch.library.opcheck(torch.ops.mlic_fast.winograd_conv3x3.default, arguments)
 
 
@@ -232,10 +263,15 @@ def test_kernels_refuse_what_would_leave_the_maps() -> None:
         ((1, 4, 4, 32), 0),
     ):
         with pytest.raises(ValueError, match=r"even|outputs|shape"):
-            kernels.winograd_convolve(0, shape, 0, outputs, 0, 0, True, False, 1)
+            kernels.winograd_convolve([(0, 4)], shape, 0, outputs, 0, 0, True, False, 1, 1)
         with pytest.raises(ValueError, match=r"even|outputs|shape"):
             kernels.winograd_weights(0, shape, 0, outputs, 0, 1)
     with pytest.raises(ValueError, match="height must be even"):
         kernels.winograd_weights(0, (1, 3, 4, 32), 0, 32, 0, 1)
     with pytest.raises(ValueError, match="margins"):
-        kernels.winograd_convolve(0, (1, 1, 4, 32), 0, 32, 0, 0, False, False, 1)
+        kernels.winograd_convolve([(0, 1)], (1, 1, 4, 32), 0, 32, 0, 0, False, False, 1, 1)
+    with pytest.raises(ValueError, match="as many rows"):
+        kernels.winograd_convolve([(0, 3), (0, 2)], (1, 4, 4, 32), 0, 32, 0, 0, True, False, 1, 1)
+    for factor in (0, 2):
+        with pytest.raises(ValueError, match="shuffle"):
+            kernels.winograd_convolve([(0, 4)], (1, 4, 4, 32), 0, 32, 0, 0, True, False, factor, 1)

@@ -6,6 +6,8 @@
 #include <array>
 #include <cstdint>
 #include <stdexcept>
+#include <utility>
+#include <vector>
 
 #include "bindings.hpp"
 #include "winograd.hpp"
@@ -28,6 +30,18 @@ TiledMap map_of(const py::tuple& shape, size_t margin = 0) {
   return map;
 }
 
+std::vector<Piece> pieces_of(const py::sequence& given, const TiledMap& map) {
+  std::vector<Piece> pieces;
+  size_t rows = 0;
+  for (const py::handle& item : given) {
+    const auto [address, count] = item.cast<std::pair<uintptr_t, size_t>>();
+    pieces.push_back({reinterpret_cast<const float*>(address), count});
+    rows += count;
+  }
+  if (rows != map.batch * map.rows()) throw std::invalid_argument("the pieces have not as many rows as the map");
+  return pieces;
+}
+
 size_t checked(size_t outputs) {
   if (outputs == 0 || outputs % kWinogradPanel) throw std::invalid_argument("outputs must be a multiple of 32");
   return outputs;
@@ -38,17 +52,21 @@ size_t checked(size_t outputs) {
 void bind_winograd(py::module_& module) {
   module.def(
       "winograd_convolve",
-      [](uintptr_t x, const py::tuple& shape, uintptr_t coefficients, size_t outputs, uintptr_t bias, uintptr_t y,
-         bool pad_rows, bool gelu, int threads) {
+      [](const py::sequence& pieces, const py::tuple& shape, uintptr_t coefficients, size_t outputs, uintptr_t bias,
+         uintptr_t y, bool pad_rows, bool gelu, size_t factor, int threads) {
         const TiledMap map = map_of(shape, pad_rows ? 0 : 1);
         const WinogradWeights weights{reinterpret_cast<const float*>(coefficients), checked(outputs),
-                                      reinterpret_cast<const float*>(bias), gelu};
+                                      reinterpret_cast<const float*>(bias), gelu, factor};
+        if (factor == 0 || outputs / kWinogradPanel % (factor * factor)) {
+          throw std::invalid_argument("a shuffle's channels must be a multiple of 32");
+        }
+        const std::vector<Piece> x = pieces_of(pieces, map);
         const Isa isa = chosen_isa();  // reads the environment
         py::gil_scoped_release release;
-        winograd_convolve(reinterpret_cast<const float*>(x), map, weights, reinterpret_cast<float*>(y), isa, threads);
+        winograd_convolve(x, map, weights, reinterpret_cast<float*>(y), isa, threads);
       },
-      py::arg("x"), py::arg("shape"), py::arg("coefficients"), py::arg("outputs"), py::arg("bias"), py::arg("y"),
-      py::arg("pad_rows"), py::arg("gelu"), py::arg("threads"));
+      py::arg("pieces"), py::arg("shape"), py::arg("coefficients"), py::arg("outputs"), py::arg("bias"), py::arg("y"),
+      py::arg("pad_rows"), py::arg("gelu"), py::arg("factor"), py::arg("threads"));
   module.def(
       "winograd_weights",
       [](uintptr_t x, const py::tuple& shape, uintptr_t grad, size_t outputs, uintptr_t total, int threads) {

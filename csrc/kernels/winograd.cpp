@@ -36,19 +36,28 @@ struct TileRange {
   size_t first, count, stride;
 };
 
-// Transforms between a map and the coefficients of some of its tiles.
-struct WinogradJob {
+// Transforms of a map to the coefficients of some of its tiles.
+struct ForwardJob {
+  TiledMap map;
+  TileRange range;
+  const float* const* rows;  // of all images, margins included
+  const float* zeros;
+  float* out;
+};
+
+// The result's map, or its gradient's, and the coefficients of some of its tiles.
+struct OtherJob {
   TiledMap map;
   TileRange range;
   const float* in;
   float* out;
 };
 
-// A map, and another one of the same size that is either the result or a gradient.
+// A map x, and another one of the same size that is either the result or a gradient.
 struct WinogradMaps {
   TiledMap map, other;
-  const float* x;
-  const float* zeros;  // of as many channels as the wider map
+  const float* const* rows;  // of x
+  const float* zeros;        // of as many channels as the wider map
 };
 
 inline size_t block_tiles(size_t channels, size_t outputs) {
@@ -93,6 +102,15 @@ inline Place place_of(const TiledMap& map, size_t tile) {
 namespace mlic::kernels {
 namespace {
 
+// Where each row of a map begins.
+std::vector<const float*> rows_of(const std::vector<Piece>& pieces, const TiledMap& map) {
+  std::vector<const float*> rows;
+  for (const Piece& piece : pieces) {
+    for (size_t row = 0; row < piece.rows; row++) rows.push_back(piece.values + row * map.width * map.channels);
+  }
+  return rows;
+}
+
 // The result's map, or the gradient's.
 TiledMap with_channels(const TiledMap& map, size_t channels) {
   return {map.batch, map.height, map.width, channels};
@@ -106,14 +124,15 @@ std::vector<Floats> workspaces(size_t workers, size_t floats) {
 
 }  // namespace
 
-void winograd_convolve(const float* x, const TiledMap& map, const WinogradWeights& weights, float* y, Isa isa,
-                       int threads) {
+void winograd_convolve(const std::vector<Piece>& x, const TiledMap& map, const WinogradWeights& weights, float* y,
+                       Isa isa, int threads) {
   const size_t outputs = weights.outputs;
   const size_t tiles = block_tiles(map.channels, outputs), tasks = blocks_of(map.tiles(), tiles);
   const size_t workers = std::min(tasks, static_cast<size_t>(std::max(threads, 1)));
   const Floats zeros(std::max(map.channels, outputs));
   const std::vector<Floats> rooms = workspaces(workers, workspace_floats(tiles, map.channels, outputs));
-  const WinogradMaps maps{map, with_channels(map, outputs), x, zeros.data()};
+  const std::vector<const float*> rows = rows_of(x, map);
+  const WinogradMaps maps{map, with_channels(map, outputs), rows.data(), zeros.data()};
   const auto work = MLIC_PICK_OF(isa, convolve_block);
   run_tasks(static_cast<int64_t>(tasks), static_cast<int>(workers), [&](int64_t task, int worker) {
     const size_t first = static_cast<size_t>(task) * tiles, count = std::min(tiles, map.tiles() - first);
@@ -129,7 +148,8 @@ void winograd_weights(const float* x, const TiledMap& map, const float* grad, si
   const Floats zeros(map.channels);
   const std::vector<Floats> rooms = workspaces(workers, workspace_floats(tiles, map.channels, outputs));
   const std::vector<Floats> sums = workspaces(workers, floats);
-  const WinogradMaps maps{map, with_channels(map, outputs), x, zeros.data()};
+  const std::vector<const float*> rows = rows_of({{x, map.batch * map.height}}, map);
+  const WinogradMaps maps{map, with_channels(map, outputs), rows.data(), zeros.data()};
   const auto work = MLIC_PICK_OF(isa, weights_block);
   // A task is a fixed share of the blocks, so that sums do not depend on who takes which.
   run_tasks(static_cast<int64_t>(workers), static_cast<int>(workers), [&](int64_t task, int) {

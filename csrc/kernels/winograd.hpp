@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <vector>
 
 #include "isa.hpp"
 #include "rounding.hpp"
@@ -19,7 +20,7 @@ struct TiledMap {
   size_t margin = 0;  // rows above each image, and below it, that are in memory: it has H + 2·margin there
 
   size_t tiles() const { return batch * blocks_of<size_t>(height, 2) * (width / 2); }
-  size_t positions() const { return (height + 2 * margin) * width; }  // of an image, in memory
+  size_t rows() const { return height + 2 * margin; }  // of an image, in memory
 };
 
 // A convolution's weights g, as G g Gᵀ: [16][panels of outputs][channels][kWinogradPanel].
@@ -28,11 +29,19 @@ struct WinogradWeights {
   size_t outputs;     // a multiple of kWinogradPanel
   const float* bias;  // [outputs], or null
   bool gelu;          // whether GELU follows
+  size_t factor;      // whether a pixel shuffle follows: it is 1, or the outputs are [factor][factor][C]
 };
 
-// y [B, H, W, outputs] = convolution of x. Zeros stand for what lies outside of x.
-void winograd_convolve(const float* x, const TiledMap& map, const WinogradWeights& weights, float* y, Isa isa,
-                       int threads);
+// Some rows of a map, those of all images counted.
+struct Piece {
+  const float* values;
+  size_t rows;
+};
+
+// y [B, H · factor, W · factor, C], C = outputs / factor², = convolution of the map that the pieces make up one after
+// the other. Zeros stand for what lies outside of it. C is a multiple of kWinogradPanel.
+void winograd_convolve(const std::vector<Piece>& x, const TiledMap& map, const WinogradWeights& weights, float* y,
+                       Isa isa, int threads);
 
 // What the weights' gradient is formed of: the sum over tiles of (Bᵀ d B)[channel] (A y' Aᵀ)[output] for each of the 16
 // coefficients, [16][channels][outputs]. d: x's tiles; y': those of grad [B, H, W, outputs]; H even, no margin. The

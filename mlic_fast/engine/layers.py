@@ -70,6 +70,29 @@ def compile_convolution(
     return compiled
 
 
+def convolve_pieces(
+    convolution: Convolution, pieces: Sequence[Tensor], *, gelu: bool = False, pad_rows: bool = True, factor: int = 1
+) -> Tensor:
+    """The convolution of a map that pieces [B, in, rows, W] make up from above to below, then `shuffle`.
+
+    In one pass over memory where there is a kernel for it.
+    """
+    if isinstance(convolution, WinogradConvolution) and convolution.takes(pieces) and convolution.shuffles(factor):
+        return convolution.of_pieces(pieces, gelu=gelu, pad_rows=pad_rows, factor=factor)
+    x = pieces[0] if len(pieces) == 1 else torch.cat(list(pieces), dim=2)
+    return shuffle(convolution(x, gelu=gelu, pad_rows=pad_rows), factor)
+
+
+def shuffle(x: Tensor, factor: int) -> Tensor:
+    """[B, factor·factor·C, H, W] → [B, C, factor·H, factor·W], channels-last; x itself if factor is 1."""
+    if factor == 1:
+        return x
+    batch, channels, height, width = x.shape
+    C = channels // factor**2
+    spread = x.permute(0, 2, 3, 1).reshape(batch, height, width, factor, factor * C).transpose(2, 3)
+    return spread.reshape(batch, factor * height, factor * width, C).permute(0, 3, 1, 2)
+
+
 def compile_module(module: nn.Module, *, dtype: torch.dtype = torch.float32, exact: bool = True) -> Convolution:
     """`compile_convolution` of a Conv2d, which pads by k // 2 as all of the model's do."""
     assert isinstance(module, nn.Conv2d)

@@ -15,8 +15,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mlic_fast.engine.layers import LAYOUT, Convolution
-from mlic_fast.ops.gdn import gdn
+from mlic_fast.engine.layers import LAYOUT, Convolution, convolve_pieces
+from mlic_fast.ops.gdn import gdn, gdn_
 
 
 class RowLayer(Protocol):
@@ -32,32 +32,37 @@ Block = Callable[[], RowLayer]
 
 
 class ConvolutionRows:
-    """A convolution of kernel 1 or 3 and stride 1 or 2; the map's height is a multiple of the stride."""
+    """A convolution of kernel 1 or 3 and stride 1 or 2, and a pixel shuffle; the map's height fits the stride.
 
-    def __init__(self, convolution: Convolution, gelu: bool = False) -> None:
-        self._convolution, self._gelu = convolution, gelu
+    Before the shuffle the output's channels are [factor, factor, C], in this order.
+    """
+
+    def __init__(self, convolution: Convolution, *, gelu: bool = False, factor: int = 1) -> None:
+        self._convolution, self._gelu, self._factor = convolution, gelu, factor
         self._begun = False
         self._before: Tensor | None = None  # rows that the next result needs as well
         self._skip = 0  # rows of the next input that a kernel of 1 leaves out
 
     def push(self, rows: Tensor, last: bool) -> Tensor | None:
-        convolution, stride = self._convolution, self._convolution.stride
+        stride = self._convolution.stride
         begun, self._begun = self._begun, True
-        rows = rows.to(convolution.dtype)
+        rows = rows.to(self._convolution.dtype)
         if not begun and last:
-            return convolution(rows, gelu=self._gelu)
-        if convolution.kernel == 1:
+            return self._convolve([rows], True)
+        if self._convolution.kernel == 1:
             rows = rows[:, :, self._skip :]
             self._skip = -rows.shape[2] % stride
-            return convolution(rows, gelu=self._gelu) if rows.shape[2] else None
+            return self._convolve([rows], True) if rows.shape[2] else None
         zeros = torch.zeros_like(rows[:, :, :1])
         pieces = [zeros if self._before is None else self._before, rows]
         if last and stride == 1:
             pieces.append(zeros)
-        joined = torch.cat(pieces, dim=2)
-        count = (joined.shape[2] - 3) // stride + 1
-        self._before = joined[:, :, max(count, 0) * stride :].clone()
-        return convolution(joined, gelu=self._gelu, pad_rows=False) if count > 0 else None
+        count = (sum(piece.shape[2] for piece in pieces) - 3) // stride + 1
+        self._before = _without(pieces, max(count, 0) * stride)
+        return self._convolve(pieces, False) if count > 0 else None
+
+    def _convolve(self, pieces: list[Tensor], pad_rows: bool) -> Tensor:
+        return convolve_pieces(self._convolution, pieces, gelu=self._gelu, pad_rows=pad_rows, factor=self._factor)
 
 
 class _Waiting:
@@ -66,17 +71,30 @@ class _Waiting:
     def __init__(self) -> None:
         self._rows: Tensor | None = None
 
-    def match(self, out: Tensor | None, rows: Tensor | None) -> Tensor | None:
-        """Adds rows at the end, and takes those of `out` from the beginning; None if there is no `out`.
+    def match(self, out: Tensor | None, rows: Tensor | None) -> list[tuple[Tensor, Tensor]]:
+        """The result's next rows `out` with those to be added to them, in parts; adds rows to those that wait.
 
         A result never comes before its skip connection's.
         """
-        pieces = [piece for piece in (self._rows, rows) if piece is not None]
-        joined = torch.cat(pieces, dim=2) if len(pieces) == 2 else pieces[0] if pieces else None
-        count = 0 if out is None else out.shape[2]
-        # a copy, so that what was taken can be freed
-        self._rows = joined[:, :, count:].clone() if joined is not None and joined.shape[2] > count else None
-        return None if joined is None or out is None else joined[:, :, :count]
+        waiting = [piece for piece in (self._rows, rows) if piece is not None]
+        parts, done, count = [], 0, 0 if out is None else out.shape[2]
+        for piece in waiting:
+            taken = min(count - done, piece.shape[2])
+            if out is not None and taken:
+                parts.append((out[:, :, done : done + taken], piece[:, :, :taken]))
+            done += taken
+        self._rows = _without(waiting, done)
+        return parts
+
+
+def _without(pieces: list[Tensor], rows: int) -> Tensor | None:
+    """A copy of the rows of joined pieces that come after so many, so that the others can be freed; None if none do."""
+    left = []
+    for piece in pieces:
+        if rows < piece.shape[2]:
+            left.append(piece[:, :, rows:])
+        rows = max(rows - piece.shape[2], 0)
+    return torch.cat(left, dim=2).contiguous(memory_format=LAYOUT) if left else None
 
 
 class Sequence:
@@ -102,11 +120,15 @@ class Residual:
 
     def push(self, rows: Tensor, last: bool) -> Tensor | None:
         out = self._layers.push(rows, last)
-        beside = rows if self._skip is None else self._skip.push(rows, last)
-        other = self._waiting.match(out, beside)
-        if out is None or other is None:
+        parts = self._waiting.match(out, rows if self._skip is None else self._skip.push(rows, last))
+        if out is None:
             return None
-        return out.add_(other) if out.dtype == torch.float32 else torch.add(other, out)
+        total = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
+        done = 0
+        for part, beside in parts:
+            torch.add(part, beside, out=total[:, :, done : done + part.shape[2]])
+            done += part.shape[2]
+        return total
 
 
 class Normalised:
@@ -118,27 +140,14 @@ class Normalised:
 
     def push(self, rows: Tensor, last: bool) -> Tensor | None:
         out = self._layers.push(rows, last)
-        beside = self._skip.push(rows, last)
-        other = self._waiting.match(out, beside)
-        return None if out is None else gdn(out.float(), self._beta, self._gamma, other, inverse=self._inverse)
-
-
-class Shuffle:
-    """Channels [factor, factor, C], in this order, of each position → factor × factor positions of C channels."""
-
-    def __init__(self, factor: int) -> None:
-        self._factor = factor
-
-    def push(self, rows: Tensor, last: bool) -> Tensor:
-        return shuffle(rows, self._factor)
-
-
-def shuffle(x: Tensor, factor: int) -> Tensor:
-    """[B, factor·factor·C, H, W] → [B, C, factor·H, factor·W], channels-last."""
-    batch, channels, height, width = x.shape
-    C = channels // factor**2
-    spread = x.permute(0, 2, 3, 1).reshape(batch, height, width, factor, factor * C).transpose(2, 3)
-    return spread.reshape(batch, factor * height, factor * width, C).permute(0, 3, 1, 2)
+        out = None if out is None else out.float()
+        parts = self._waiting.match(out, self._skip.push(rows, last))
+        if len(parts) == 1:  # all of it, without the copy that a GPU's in-place operation makes
+            part, beside = parts[0]
+            return gdn(part, self._beta, self._gamma, beside, inverse=self._inverse)
+        for part, beside in parts:
+            gdn_(part, self._beta, self._gamma, beside, inverse=self._inverse)
+        return out
 
 
 def whole(block: Block, x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from compressai.layers import GDN
 from torch import Tensor, nn
 
 from mlic_fast.engine.budget import strip_rows
-from mlic_fast.engine.layers import LAYOUT, Convolution, compile_convolution, compile_module
+from mlic_fast.engine.layers import LAYOUT, Convolution, compile_convolution, compile_module, shuffle
 from mlic_fast.engine.rows import (
     Block,
     ConvolutionRows,
@@ -22,8 +22,6 @@ from mlic_fast.engine.rows import (
     Residual,
     RowLayer,
     Sequence,
-    Shuffle,
-    shuffle,
 )
 from mlic_fast.nn.analysis import AnalysisTransform
 from mlic_fast.nn.blocks import DownsamplingBlock, ResidualBlock, UpsamplingBlock
@@ -77,7 +75,7 @@ def compile_synthesis(module: SynthesisTransform, dtype: torch.dtype) -> StripTr
     *blocks, last = module.synthesis_transform
     final, factor = _subpixel_convolution(last, _FLOAT32)
     steps: list[Block] = [_block(block, dtype) for block in blocks]
-    steps += [partial(ConvolutionRows, final), partial(Shuffle, factor)]
+    steps += [partial(ConvolutionRows, final, factor=factor)]
     return StripTransform(steps, 3, 1, 16)
 
 
@@ -112,9 +110,7 @@ class CompiledHyperSynthesis:
     def __call__(self, z_hat: Tensor) -> Tensor:
         x = z_hat.contiguous(memory_format=LAYOUT)
         for number, (layer, factor) in enumerate(self._layers):
-            x = layer(x, gelu=number + 1 < len(self._layers))
-            if factor > 1:
-                x = shuffle(x, factor)
+            x = shuffle(layer(x, gelu=number + 1 < len(self._layers)), factor)
         return x
 
 
@@ -158,14 +154,14 @@ def _up(module: UpsamplingBlock, dtype: torch.dtype) -> Block:
 
     def make() -> RowLayer:
         # GELU before the shuffle is GELU after it
-        layers = Sequence(ConvolutionRows(first, gelu=True), Shuffle(factor), ConvolutionRows(second))
-        return Normalised(layers, Sequence(ConvolutionRows(skip), Shuffle(factor)), beta, gamma, True)
+        layers = Sequence(ConvolutionRows(first, gelu=True, factor=factor), ConvolutionRows(second))
+        return Normalised(layers, ConvolutionRows(skip, factor=factor), beta, gamma, True)
 
     return make
 
 
 def _subpixel_convolution(module: nn.Module, dtype: torch.dtype, exact: bool = False) -> tuple[Convolution, int]:
-    """The convolution before a pixel shuffle, its output channels in the order that `Shuffle` takes, and the factor."""
+    """The convolution before a pixel shuffle, its output channels in the order that `shuffle` takes, and the factor."""
     assert isinstance(module, nn.Sequential)
     layer, pixel_shuffle = module
     assert isinstance(pixel_shuffle, nn.PixelShuffle)

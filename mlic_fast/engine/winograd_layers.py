@@ -6,12 +6,14 @@ Where there are instructions for bfloat16 but no matrix unit, they are as fast a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from mlic_fast import backend
+from mlic_fast.engine.blocks import shared_blocks
 from mlic_fast.ops.winograd import CHANNELS, coefficients_of, convolve
 
 if TYPE_CHECKING:
@@ -42,23 +44,40 @@ class WinogradConvolution:
         self._coefficients: Tensor | None = None  # until a map is worthwhile
         self._bias = None if bias is None else bias.detach()
         self._otherwise = otherwise
+        self._blocks = shared_blocks()
 
     def __call__(self, x: Tensor, *, gelu: bool = False, pad_rows: bool = True) -> Tensor:
-        if not _worthwhile(x):
+        if not self.takes([x]):
             return self._otherwise(x, gelu=gelu, pad_rows=pad_rows)
+        return self.of_pieces([x], gelu=gelu, pad_rows=pad_rows, factor=1)
+
+    def takes(self, pieces: Sequence[Tensor]) -> bool:
+        """Whether a map of these pieces is worthwhile."""
+        batch, _, _, width = pieces[0].shape
+        return (
+            width % 2 == 0
+            and batch * sum(piece.shape[2] for piece in pieces) * width >= MIN_POSITIONS
+            and backend.choose(pieces[0]) == "cpu"
+            and backend.cpu_kernels.isa() != "generic"  # which is slower than oneDNN's convolutions
+        )
+
+    def of_pieces(self, pieces: Sequence[Tensor], *, gelu: bool, pad_rows: bool, factor: int) -> Tensor:
+        """As `mlic_fast.ops.winograd.convolve`, of pieces that it `takes`."""
         if self._coefficients is None:
             self._coefficients = coefficients_of(self._weight)
-        return convolve(x, self._coefficients, self._bias, pad_rows=pad_rows, gelu=gelu)
+        return convolve(
+            pieces,
+            self._coefficients,
+            self._bias,
+            pad_rows=pad_rows,
+            gelu=gelu,
+            factor=factor,
+            empty=self._blocks.empty,
+        )
+
+    def shuffles(self, factor: int) -> bool:
+        """Whether `of_pieces` takes this factor."""
+        return self._weight.shape[0] % (factor**2 * CHANNELS) == 0
 
     def add_to(self, out: Tensor, x: Tensor) -> Tensor:
         return out.add_(self(x))
-
-
-def _worthwhile(x: Tensor) -> bool:
-    batch, _, height, width = x.shape
-    return (
-        width % 2 == 0
-        and batch * height * width >= MIN_POSITIONS
-        and backend.choose(x) == "cpu"
-        and backend.cpu_kernels.isa() != "generic"  # which is slower than oneDNN's convolutions
-    )

@@ -33,6 +33,26 @@ def gdn(x: Tensor, beta: Tensor, gamma: Tensor, residual: Tensor | None = None, 
     threads. 16-bit maps on the cpu and torch backends go through PyTorch's convolution on the way forward.
     Raises BackendError for shapes or dtypes that do not fit, DeviceError for tensors on several devices.
     """
+    residual = _checked(x, beta, gamma, residual)
+    if backend.choose(x) == "torch":
+        result: Tensor = _plain(x, beta, gamma, residual, inverse)
+        return result
+    result = torch.ops.mlic_fast.gdn(x, beta.float(), gamma.float(), residual, inverse)
+    return result
+
+
+def gdn_(x: Tensor, beta: Tensor, gamma: Tensor, residual: Tensor | None = None, *, inverse: bool = False) -> Tensor:
+    """`gdn`, whose result takes the place of x, which is returned. No gradients.
+
+    Nothing of the size of a map is allocated on the cpu backend for float32.
+    """
+    residual = _checked(x, beta, gamma, residual)
+    torch.ops.mlic_fast.gdn_(x, beta.float(), gamma.float(), residual, inverse)
+    return x
+
+
+def _checked(x: Tensor, beta: Tensor, gamma: Tensor, residual: Tensor | None) -> Tensor | None:
+    """The residual in the dtype of x, once all of them are known to fit together."""
     channels = x.shape[1] if x.dim() == 4 else -1
     if channels < 1 or beta.shape != (channels,) or gamma.shape != (channels, channels):
         raise BackendError(
@@ -48,17 +68,14 @@ def gdn(x: Tensor, beta: Tensor, gamma: Tensor, residual: Tensor | None = None, 
         found = ", ".join(f"{name} on {device}" for name, device in devices.items())
         raise DeviceError(f"gdn: tensors must lie on one device, not {found}")
     chosen = backend.choose(x)
-    if residual is not None:
-        residual = residual.to(x.dtype)
-    if chosen == "torch":
-        result: Tensor = _plain(x, beta, gamma, residual, inverse)
-        return result
-    if x.dtype not in _DTYPES:
-        raise BackendError(f"backend {chosen}: gdn takes float32, bfloat16 or float16, not {x.dtype}")
-    if x.numel() // max(len(x), 1) >= 2**31:
-        raise BackendError(f"backend {chosen}: gdn takes maps of less than 2³¹ values an image, not {list(x.shape)}")
-    result = torch.ops.mlic_fast.gdn(x, beta.float(), gamma.float(), residual, inverse)
-    return result
+    if chosen != "torch":
+        if x.dtype not in _DTYPES:
+            raise BackendError(f"backend {chosen}: gdn takes float32, bfloat16 or float16, not {x.dtype}")
+        if x.numel() // max(len(x), 1) >= 2**31:
+            raise BackendError(
+                f"backend {chosen}: gdn takes maps of less than 2³¹ values an image, not {list(x.shape)}"
+            )
+    return None if residual is None else residual.to(x.dtype)
 
 
 def _plain(x: Tensor, beta: Tensor, gamma: Tensor, residual: Tensor | None, inverse: bool) -> Tensor:
@@ -79,8 +96,29 @@ def _gdn(x: Tensor, beta: Tensor, gamma: Tensor, residual: Tensor | None, invers
     if chosen == "torch" or x.dtype != torch.float32:
         # oneDNN's convolutions of 16-bit maps have instructions of their own
         return _plain(x, beta, gamma, residual, inverse).contiguous(memory_format=_format(x))
+    y = _empty_like(x)
+    _compiled(x, beta, gamma, residual, inverse, y)
+    return y
+
+
+@torch.library.custom_op("mlic_fast::gdn_", mutates_args=("x",))
+def _gdn_in_place(x: Tensor, beta: Tensor, gamma: Tensor, residual: Tensor | None, inverse: bool) -> None:
+    dense = x.is_contiguous(memory_format=_format(x))
+    if dense and x.dtype == torch.float32 and backend.choose(x) == "cpu":
+        # each position's channels are read before any of them is written
+        _compiled(x, beta.contiguous(), gamma.contiguous(), residual, inverse, x)
+    else:
+        x.copy_(_gdn(x, beta, gamma, residual, inverse))
+
+
+@_gdn_in_place.register_fake
+def _(x: Tensor, beta: Tensor, gamma: Tensor, residual: Tensor | None, inverse: bool) -> None:
+    return None
+
+
+def _compiled(x: Tensor, beta: Tensor, gamma: Tensor, residual: Tensor | None, inverse: bool, y: Tensor) -> None:
+    """Writes y of dense float32 maps of one layout, which may be x itself."""
     layout = _format(x)
-    y = torch.empty_like(x, memory_format=layout)
     if residual is not None:
         residual = residual.contiguous(memory_format=layout)
     batch, channels, height, width = x.shape
@@ -97,7 +135,6 @@ def _gdn(x: Tensor, beta: Tensor, gamma: Tensor, residual: Tensor | None, invers
         inverse,
         torch.get_num_threads(),
     )
-    return y
 
 
 @_gdn.register_fake

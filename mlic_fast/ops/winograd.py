@@ -10,6 +10,7 @@ such a convolution again; that of the weights is Gᵀ [Σ_tiles (A y' Aᵀ) ⊙ 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +25,9 @@ COEFFICIENTS = 16
 
 # Maps with fewer positions than this, batch included, are left to PyTorch: transforming the weights costs too much.
 MIN_POSITIONS = 1024
+
+# Of a map [B, C, H, W].
+Shape = tuple[int, int, int, int]
 
 # G, from the three weights in a row to four coefficients.
 _G = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
@@ -64,31 +68,62 @@ def on_cpu_kernels(x: Tensor) -> bool:
 
 
 def convolve(
-    x: Tensor, coefficients: Tensor, bias: Tensor | None, *, pad_rows: bool = True, gelu: bool = False
+    pieces: Sequence[Tensor],
+    coefficients: Tensor,
+    bias: Tensor | None,
+    *,
+    pad_rows: bool = True,
+    gelu: bool = False,
+    factor: int = 1,
+    empty: Callable[[Shape], Tensor] | None = None,
 ) -> Tensor:
-    """Convolution of x [B, in, H, W] with weights that `coefficients_of` transformed, plus bias [out].
+    """Convolution with weights that `coefficients_of` transformed, plus bias [out], of a map that comes in pieces.
 
-    float32 on a CPU; in and out multiples of 32, W even. pad_rows: whether rows of zeros lie above and below x;
-    columns do always. gelu: GELU afterwards, in the same pass. Returns [B, out, H or H − 2, W], channels-last. No
-    gradients. Its plain twin is F.conv2d of the weights with padding (1 or 0, 1), and F.gelu of it.
+    pieces: a map [B, in, H, W], or several [1, in, rows, W] that make it up from above to below; float32 on a CPU, in
+    and out multiples of 32, W even. pad_rows: whether rows of zeros lie above and below it; columns do always.
+    gelu: GELU afterwards, and factor: then the pixel shuffle of outputs [factor, factor, C], C a multiple of 32, both
+    in the same pass. empty: makes a channels-last map for the result instead of PyTorch.
+    Returns [B, C, H or H − 2, W], height and width times factor, channels-last. No gradients.
+    Its plain twin is F.conv2d of the joined pieces and the weights with padding (1 or 0, 1), F.gelu of it, and
+    `mlic_fast.engine.layers.shuffle`.
     """
-    result: Tensor = torch.ops.mlic_fast.winograd_conv3x3(x, coefficients, bias, pad_rows, gelu)
-    return result
+    batch, _, _, width = pieces[0].shape
+    rows = sum(piece.shape[2] for piece in pieces) - (0 if pad_rows else 2)
+    shape = batch, _outputs(coefficients) // factor**2, rows * factor, width * factor
+    y = torch.empty(shape, memory_format=torch.channels_last) if empty is None else empty(shape)
+    torch.ops.mlic_fast.winograd_conv3x3(list(pieces), coefficients, bias, pad_rows, gelu, factor, y)
+    return y
 
 
-@torch.library.custom_op("mlic_fast::winograd_conv3x3", mutates_args=())
-def _winograd_conv3x3(x: Tensor, coefficients: Tensor, bias: Tensor | None, pad_rows: bool, gelu: bool) -> Tensor:
-    return _convolve(x, coefficients, bias, pad_rows, gelu)
+@torch.library.custom_op("mlic_fast::winograd_conv3x3", mutates_args=("y",))
+def _winograd_conv3x3(
+    pieces: Sequence[Tensor],
+    coefficients: Tensor,
+    bias: Tensor | None,
+    pad_rows: bool,
+    gelu: bool,
+    factor: int,
+    y: Tensor,
+) -> None:
+    _convolve(pieces, coefficients, bias, pad_rows, gelu, factor, y)
 
 
 @_winograd_conv3x3.register_fake
-def _(x: Tensor, coefficients: Tensor, bias: Tensor | None, pad_rows: bool, gelu: bool) -> Tensor:
-    return _empty(x, _outputs(coefficients), 0 if pad_rows else 2)
+def _(
+    pieces: Sequence[Tensor],
+    coefficients: Tensor,
+    bias: Tensor | None,
+    pad_rows: bool,
+    gelu: bool,
+    factor: int,
+    y: Tensor,
+) -> None:
+    return None
 
 
 @torch.library.custom_op("mlic_fast::conv3x3", mutates_args=())
 def _conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
-    return _convolve(F.gelu(x) if gelu else x, coefficients_of(weight), bias)
+    return _same(F.gelu(x) if gelu else x, coefficients_of(weight), bias)
 
 
 @_conv3x3.register_fake
@@ -113,7 +148,7 @@ def _conv3x3_backward(
     if not needs_x:
         return grad.new_empty(0), weight_grad.contiguous(), bias_grad
     del x  # before the next map of its size
-    x_grad = _convolve(grad, coefficients_of(weight.flip(2, 3).transpose(0, 1)), None)
+    x_grad = _same(grad, coefficients_of(weight.flip(2, 3).transpose(0, 1)), None)
     if gelu:
         torch.ops.aten.gelu_backward.grad_input(x_grad, argument, grad_input=x_grad)
     return x_grad, weight_grad.contiguous(), bias_grad
@@ -141,25 +176,38 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor | N
 _conv3x3.register_autograd(_backward, setup_context=_setup_context)
 
 
+def _same(x: Tensor, coefficients: Tensor, bias: Tensor | None) -> Tensor:
+    """The convolution of x, of its size."""
+    y = _empty(x, _outputs(coefficients))
+    _convolve([x], coefficients, bias, True, False, 1, y)
+    return y
+
+
 def _convolve(
-    x: Tensor, coefficients: Tensor, bias: Tensor | None, pad_rows: bool = True, gelu: bool = False
-) -> Tensor:
-    """As `convolve`."""
-    x = _last(x)
-    y = _empty(x, _outputs(coefficients), 0 if pad_rows else 2)
+    pieces: Sequence[Tensor],
+    coefficients: Tensor,
+    bias: Tensor | None,
+    pad_rows: bool,
+    gelu: bool,
+    factor: int,
+    y: Tensor,
+) -> None:
+    """As `convolve`, to dense channels-last y."""
+    pieces = [_last(piece) for piece in pieces]
     bias = None if bias is None else bias.contiguous()
+    batch, channels, _, width = pieces[0].shape
     backend.cpu_kernels.winograd_convolve(
-        x.data_ptr(),
-        _shape(x),
+        [(piece.data_ptr(), batch * piece.shape[2]) for piece in pieces],
+        (batch, sum(piece.shape[2] for piece in pieces), width, channels),
         coefficients.data_ptr(),
         _outputs(coefficients),
         0 if bias is None else bias.data_ptr(),
         y.data_ptr(),
         pad_rows,
         gelu,
+        factor,
         torch.get_num_threads(),
     )
-    return y
 
 
 def coefficients_of(weight: Tensor) -> Tensor:
@@ -188,6 +236,6 @@ def _last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def _empty(x: Tensor, channels: int, fewer_rows: int = 0) -> Tensor:
-    shape = x.shape[0], channels, x.shape[2] - fewer_rows, x.shape[3]
+def _empty(x: Tensor, channels: int) -> Tensor:
+    shape = x.shape[0], channels, *x.shape[2:]
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)

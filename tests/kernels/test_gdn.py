@@ -17,7 +17,7 @@ from mlic_fast import backend
 from mlic_fast.backend import use_backend
 from mlic_fast.errors import BackendError, DeviceError
 from mlic_fast.nn.blocks import normalise
-from mlic_fast.ops.gdn import gdn
+from mlic_fast.ops.gdn import gdn, gdn_
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -251,6 +251,32 @@ def test_twins_gradients(inverse: bool) -> None:
 
 
 @pytest.mark.skipif(MISSING["cpu"], reason="the CPU kernels are not built")
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("chosen", ["cpu", "torch"])
+def test_in_place(chosen: str, inverse: bool) -> None:
+    """The same bits as a result of its own, for every layout and also for rows of a map."""
+    beta, gamma = torch.rand(24) + 0.5, torch.rand(24, 24)
+    last = torch.channels_last
+    with use_backend(chosen):
+        for dtype in (torch.float32, torch.bfloat16):
+            for layout in (torch.contiguous_format, last):
+                x, residual = (torch.randn(2, 24, 7, 50).to(dtype).contiguous(memory_format=layout) for _ in "xr")
+                for beside in (residual, None, residual.contiguous()):
+                    wanted, found = gdn(x, beta, gamma, beside, inverse=inverse), x.clone()
+                    assert gdn_(found, beta, gamma, beside, inverse=inverse) is found
+                    assert torch.equal(found, wanted)
+        x = torch.randn(1, 24, 9, 50).contiguous(memory_format=last)
+        wanted, found = gdn(x, beta, gamma, inverse=inverse), x.clone()
+        gdn_(found[:, :, 3:5], beta, gamma, inverse=inverse)
+        assert torch.equal(found[:, :, 3:5], wanted[:, :, 3:5])
+        assert torch.equal(found[:, :, :3], x[:, :, :3])
+        assert torch.equal(found[:, :, 5:], x[:, :, 5:])
+        across = x.clone()
+        gdn_(across[..., 1::2], beta, gamma, inverse=inverse)
+        torch.testing.assert_close(across[..., 1::2], wanted[..., 1::2])
+        assert torch.equal(across[..., ::2], x[..., ::2])
+
+
 def test_operator_is_registered_well() -> None:
     x, beta, gamma, residual, _ = (t.float().requires_grad_() for t in inputs((2, 6, 3, 4)))
     with use_backend("cpu"):
@@ -259,6 +285,9 @@ def test_operator_is_registered_well() -> None:
             (x.to(memory_format=torch.channels_last), beta, gamma, None, True),
         ):
             torch.library.opcheck(torch.ops.mlic_fast.gdn.default, arguments)
+            with torch.no_grad():
+                plain = [t.detach() if isinstance(t, Tensor) else t for t in arguments]
+                torch.library.opcheck(torch.ops.mlic_fast.gdn_.default, plain)
 
 
 @pytest.mark.parametrize("chosen", BACKENDS)
