@@ -154,6 +154,30 @@ def test_strips_change_nothing(
     assert (own.synthesise(y) - whole.synthesise(y)).abs().max() <= 1e-5
 
 
+def test_memory_given_back_on_the_way_changes_nothing(
+    small_model: Any, test_image: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it is with large pictures, here in the middle of a small one."""
+    from mlic_fast.engine import blocks, transforms
+    from mlic_fast.engine import walk as walks
+
+    x = test_image(128, 128, 56, 1)
+    options = Options("float32", 1)  # low strips
+    expected = coded(small_model, x, options)
+    own = compiled(small_model, options)
+    x_hat = own.synthesise(expected[3])
+    releases: list[int] = []
+    release = blocks.Blocks.release
+    monkeypatch.setattr(blocks.Blocks, "release", lambda self: (releases.append(1), release(self)))
+    monkeypatch.setattr(transforms, "_MANY_STRIPS", 1)
+    monkeypatch.setattr(walks, "_MANY_POSITIONS", 1)
+    found = coded(small_model, x, options)
+    assert found[0] == expected[0]
+    assert torch.equal(found[3], expected[3])
+    assert torch.equal(own.synthesise(found[3]), x_hat)
+    assert len(releases) == 2 + small_model.slice_num
+
+
 def coded(model: Any, x: torch.Tensor, options: Options = FLOAT32, delta: float | None = None) -> tuple[Any, ...]:
     """y string, decoded z, guard and ŷ, all by the engine."""
     own = compiled(model, options)

@@ -74,6 +74,18 @@ def test_no_more_is_kept_than_allowed_and_the_latest_stay() -> None:
     assert kept.kept() == 0
 
 
+def test_what_waits_can_be_released_and_what_is_used_stays() -> None:
+    kept = Blocks()
+    x, other = kept.empty(map_of(4)).fill_(5), kept.empty(map_of(4))
+    del other
+    assert kept.kept() == 4 * MIB
+    kept.release()
+    assert kept.kept() == 0
+    assert float(x.mean()) == 5
+    del x
+    assert kept.kept() == 4 * MIB
+
+
 def test_maps_outlive_their_blocks() -> None:
     kept = Blocks()
     x = kept.empty(map_of(1)).fill_(7)

@@ -7,6 +7,8 @@ of the time that encoding takes.
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import weakref
 from collections import deque
 from math import prod
@@ -47,6 +49,16 @@ class Blocks:
         with self._lock:
             self._collect()
             return sum(block.numel() for block in self._free)
+
+    def release(self) -> None:
+        """Give what waits for maps back to the system, and what else the C library keeps, as far as it can be told."""
+        with self._lock:
+            self._collect()
+            self._free = []
+        if sys.platform == "linux":
+            trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
+            if trim is not None:
+                trim(0)
 
     def _take(self, size: int) -> Tensor:
         with self._lock:

@@ -13,6 +13,7 @@ import torch
 from compressai.layers import GDN
 from torch import Tensor, nn
 
+from mlic_fast.engine.blocks import shared_blocks
 from mlic_fast.engine.budget import strip_rows
 from mlic_fast.engine.layers import LAYOUT, Convolution, compile_convolution, compile_module, shuffle
 from mlic_fast.engine.rows import (
@@ -29,6 +30,9 @@ from mlic_fast.nn.hyperprior import HyperAnalysis, HyperSynthesis
 from mlic_fast.nn.synthesis import SynthesisTransform
 
 _FLOAT32 = torch.float32
+
+# A picture of more strips is a large one.
+_MANY_STRIPS = 16
 
 
 class StripTransform:
@@ -58,6 +62,8 @@ class StripTransform:
                 if rows is not None:
                     out[item : item + 1, :, done : done + rows.shape[2]] = rows
                     done += rows.shape[2]
+        if x.device.type == "cpu" and height // step > _MANY_STRIPS:
+            shared_blocks().release()  # what comes next needs memory too, and clearing pages anew is a trifle
         return out
 
 

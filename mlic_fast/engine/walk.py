@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mlic_fast.checkerboard import Pass
 from mlic_fast.engine.ahead import FirstLayers, together
+from mlic_fast.engine.blocks import shared_blocks
 from mlic_fast.engine.contexts import (
     CompiledChannelContext,
     CompiledInterContext,
@@ -175,6 +176,10 @@ class Stages:
         residual_step(self._current, self.slices.residuals[colour][i].logits(total, self._current), colour)
 
 
+# Of a picture that is a large one: pages that are cleared anew are a trifle then, and gaps in memory are not.
+_MANY_POSITIONS = 16384
+
+
 def walk(stages: Stages, y: Tensor | None, steps: PackedSteps) -> Tensor:
     """Code every pass of every slice in order, as `mlic_fast.nn.slices.walk` does.
 
@@ -182,7 +187,11 @@ def walk(stages: Stages, y: Tensor | None, steps: PackedSteps) -> Tensor:
     Returns ŷ [B, M, h, w], channels-last.
     """
     C = stages.slices.width
+    y_hat = stages.y_hat
+    large = y_hat.device.type == "cpu" and y_hat.shape[2] * y_hat.shape[3] > _MANY_POSITIONS
     for i in range(stages.slices.count):
+        if large:  # a slice's maps are of other sizes than the next one's, and leave gaps that these do not fit
+            shared_blocks().release()
         y_slice = None if y is None else y[:, i * C : (i + 1) * C]
         scales = stages.open(i)
         for colour in Pass:
