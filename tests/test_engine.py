@@ -315,6 +315,15 @@ def test_few_engines_of_a_model_are_kept(small_model: Any) -> None:
     assert compiled(small_model, Options("float32", 1)) is not engines[0]
 
 
+def test_options_that_mean_the_same_share_an_engine(small_model: Any) -> None:
+    """Two sets of packed weights would be kept for nothing, and a third set of options would drop one of them."""
+    first = compiled(small_model, Options())
+    name = "bfloat16" if first.options.dtype(torch.device("cpu")) == torch.bfloat16 else "float32"
+    assert compiled(small_model, Options(name)) is first
+    assert compiled(small_model, Options(name, 512 * 2**20)) is first
+    assert compiled(small_model, Options(name, 2**20)) is not first
+
+
 def test_where_there_is_no_engine(small_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with backend.plain_path():
         assert engine_for(small_model) is None

@@ -55,7 +55,7 @@ def engine_for(model: MLICPlusPlus, options: Options | None = None) -> Engine | 
     found = _engines.get(model, tensors, lambda: _Engines(tensors))
     if not found.possible:
         return None
-    options, engines = options or Options(), found.made
+    options, engines = (options or Options()).settled(tensors[0].device), found.made
     engine = engines.get(options)
     if engine is None:
         engine = Engine(model, options)

@@ -56,6 +56,15 @@ class Options(NamedTuple):
             return torch.bfloat16 if has_bfloat16_unit(device) else torch.float32
         return torch.bfloat16 if self.transform_dtype == "bfloat16" else torch.float32
 
+    def settled(self, device: torch.device) -> Options:
+        """The same with nothing left to the engine's choice on this device. Raises ConfigError as `dtype` does."""
+        name: TransformType = "bfloat16" if self.dtype(device) == torch.bfloat16 else "float32"
+        return Options(name, self.budget(device))
+
+    def budget(self, device: torch.device) -> int:
+        """The memory budget on this device, in bytes."""
+        return default_budget(device) if self.memory_budget is None else self.memory_budget
+
 
 class Engine:
     """A model in evaluation mode, compiled. Each part is compiled when it is first used.
@@ -68,7 +77,7 @@ class Engine:
         """Raises ConfigError for options that there are not."""
         self._device = device = next(model.g_a.parameters()).device
         self.options, self._dtype = options, options.dtype(device)
-        self._budget = default_budget(device) if options.memory_budget is None else options.memory_budget
+        self._budget = options.budget(device)
         # its parts, not the model: whoever remembers the engine of a model must not keep the model alive
         self._modules = model.g_a, model.h_a, model.h_s, model.g_s
         self._networks = SimpleNamespace(**{name: getattr(model, name) for name in SliceNetworks.__annotations__})
