@@ -398,7 +398,7 @@ def test_the_engines_quality_is_compared_with_the_plain_paths(
 ) -> None:
     from PIL import Image
 
-    Image.open(photograph / "one.png").crop((0, 0, 130, 70)).save(tmp_path / "crop.png")
+    Image.open(photograph / "one.png").crop((0, 0, 250, 190)).save(tmp_path / "crop.png")
     tool = bench("engine_quality")
     tool.main([str(tmp_path), "--model", "mlicpp-s-0.0018"])
     head, picture, mean, largest = capsys.readouterr().out.splitlines()

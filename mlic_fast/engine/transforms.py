@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The four transforms, compiled: g_a and g_s in strips of rows, h_a and h_s as a whole.
 
-With dtype bfloat16 the convolutions of g_a, h_a and g_s multiply in it, all but the last one of each, the one that reads
-the picture, and g_a's skip connections. Maps between blocks, sums and GDN stay in float32: rounding them would cost
-0.01 dB and more at high rates.
+With dtype bfloat16 the convolutions of g_a, h_a and g_s multiply in it, all but the last one of each, the one that
+reads the picture, and g_a's skip connections. Maps between blocks, sums and GDN stay in float32: rounding them would
+cost 0.01 dB and more at high rates.
 """
 
 from __future__ import annotations
