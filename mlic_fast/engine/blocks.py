@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Memory of large maps on the CPU that is taken again once a map is gone.
 
-The C library gives large blocks back to the system when they are freed, which clears every page at its next use: 7 %
-of the time that encoding takes.
+The C library gives large blocks back to the system when they are freed, which clears every page at its next use:
+several percent of the time that encoding takes.
 """
 
 from __future__ import annotations

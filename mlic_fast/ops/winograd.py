@@ -105,25 +105,32 @@ def _winograd_conv3x3(
     factor: int,
     y: Tensor,
 ) -> None:
-    _convolve(pieces, coefficients, bias, pad_rows, gelu, factor, y)
+    """As `convolve`, to dense channels-last y."""
+    pieces = [_last(piece) for piece in pieces]
+    bias = None if bias is None else bias.contiguous()
+    batch, channels, _, width = pieces[0].shape
+    backend.cpu_kernels.winograd_convolve(
+        [(piece.data_ptr(), batch * piece.shape[2]) for piece in pieces],
+        (batch, sum(piece.shape[2] for piece in pieces), width, channels),
+        coefficients.data_ptr(),
+        _outputs(coefficients),
+        0 if bias is None else bias.data_ptr(),
+        y.data_ptr(),
+        pad_rows,
+        gelu,
+        factor,
+        torch.get_num_threads(),
+    )
 
 
 @_winograd_conv3x3.register_fake
-def _(
-    pieces: Sequence[Tensor],
-    coefficients: Tensor,
-    bias: Tensor | None,
-    pad_rows: bool,
-    gelu: bool,
-    factor: int,
-    y: Tensor,
-) -> None:
+def _(*_: Any) -> None:
     return None
 
 
 @torch.library.custom_op("mlic_fast::conv3x3", mutates_args=())
 def _conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
-    return _same(F.gelu(x) if gelu else x, coefficients_of(weight), bias)
+    return convolve([F.gelu(x) if gelu else x], coefficients_of(weight), bias)
 
 
 @_conv3x3.register_fake
@@ -148,7 +155,7 @@ def _conv3x3_backward(
     if not needs_x:
         return grad.new_empty(0), weight_grad.contiguous(), bias_grad
     del x  # before the next map of its size
-    x_grad = _same(grad, coefficients_of(weight.flip(2, 3).transpose(0, 1)), None)
+    x_grad = convolve([grad], coefficients_of(weight.flip(2, 3).transpose(0, 1)), None)
     if gelu:
         torch.ops.aten.gelu_backward.grad_input(x_grad, argument, grad_input=x_grad)
     return x_grad, weight_grad.contiguous(), bias_grad
@@ -174,40 +181,6 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor | N
 
 
 _conv3x3.register_autograd(_backward, setup_context=_setup_context)
-
-
-def _same(x: Tensor, coefficients: Tensor, bias: Tensor | None) -> Tensor:
-    """The convolution of x, of its size."""
-    y = _empty(x, _outputs(coefficients))
-    _convolve([x], coefficients, bias, True, False, 1, y)
-    return y
-
-
-def _convolve(
-    pieces: Sequence[Tensor],
-    coefficients: Tensor,
-    bias: Tensor | None,
-    pad_rows: bool,
-    gelu: bool,
-    factor: int,
-    y: Tensor,
-) -> None:
-    """As `convolve`, to dense channels-last y."""
-    pieces = [_last(piece) for piece in pieces]
-    bias = None if bias is None else bias.contiguous()
-    batch, channels, _, width = pieces[0].shape
-    backend.cpu_kernels.winograd_convolve(
-        [(piece.data_ptr(), batch * piece.shape[2]) for piece in pieces],
-        (batch, sum(piece.shape[2] for piece in pieces), width, channels),
-        coefficients.data_ptr(),
-        _outputs(coefficients),
-        0 if bias is None else bias.data_ptr(),
-        y.data_ptr(),
-        pad_rows,
-        gelu,
-        factor,
-        torch.get_num_threads(),
-    )
 
 
 def coefficients_of(weight: Tensor) -> Tensor:
