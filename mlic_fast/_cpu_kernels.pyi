@@ -117,6 +117,7 @@ def winograd_convolve(
     shape: _TiledShape,
     coefficients: int,
     outputs: int,
+    panel: int,
     bias: int,
     y: int,
     pad_rows: bool,

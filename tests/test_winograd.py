@@ -24,6 +24,8 @@ ROWS = [
     pytest.param(3, 96, 32, 10, 6, id="batch-3"),
     pytest.param(2, 32, 64, 34, 36, id="wider"),
     pytest.param(1, 192, 96, 12, 8, id="narrower"),
+    pytest.param(2, 48, 48, 14, 12, id="panels-of-16"),
+    pytest.param(1, 48, 112, 10, 8, id="uneven-sums"),
     pytest.param(1, 32, 224, 26, 8, id="an odd number of panels"),
 ]
 
@@ -227,8 +229,8 @@ def test_what_it_is_not_for_goes_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> 
     assert not fits(x.bfloat16(), weight.bfloat16())
     assert not fits(x[:, :, 1:], weight)
     assert not fits(x[..., 1:], weight)
-    assert not fits(x[:, :16], weight[:, :16])
-    assert not fits(x, weight[:48])
+    assert not fits(x[:, :24], weight[:, :24])
+    assert not fits(x, weight[:40])
     assert not fits(x, weight[:, :, 1:2, 1:2])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert not fits(x, weight)
@@ -257,21 +259,21 @@ def test_kernels_refuse_what_would_leave_the_maps() -> None:
     kernels = backend.cpu_kernels
     for shape, outputs in (
         ((1, 4, 3, 32), 32),
-        ((1, 4, 4, 16), 32),
+        ((1, 4, 4, 24), 32),
         ((1, 4, 4), 32),
-        ((1, 4, 4, 32), 48),
+        ((1, 4, 4, 32), 40),
         ((1, 4, 4, 32), 0),
     ):
         with pytest.raises(ValueError, match=r"even|outputs|shape"):
-            kernels.winograd_convolve([(0, 4)], shape, 0, outputs, 0, 0, True, False, 1, 1)
+            kernels.winograd_convolve([(0, 4)], shape, 0, outputs, 32, 0, 0, True, False, 1, 1)
         with pytest.raises(ValueError, match=r"even|outputs|shape"):
             kernels.winograd_weights(0, shape, 0, outputs, 0, 1)
     with pytest.raises(ValueError, match="height must be even"):
         kernels.winograd_weights(0, (1, 3, 4, 32), 0, 32, 0, 1)
     with pytest.raises(ValueError, match="margins"):
-        kernels.winograd_convolve([(0, 1)], (1, 1, 4, 32), 0, 32, 0, 0, False, False, 1, 1)
+        kernels.winograd_convolve([(0, 1)], (1, 1, 4, 32), 0, 32, 32, 0, 0, False, False, 1, 1)
     with pytest.raises(ValueError, match="as many rows"):
-        kernels.winograd_convolve([(0, 3), (0, 2)], (1, 4, 4, 32), 0, 32, 0, 0, True, False, 1, 1)
+        kernels.winograd_convolve([(0, 3), (0, 2)], (1, 4, 4, 32), 0, 32, 32, 0, 0, True, False, 1, 1)
     for factor in (0, 2):
         with pytest.raises(ValueError, match="shuffle"):
-            kernels.winograd_convolve([(0, 4)], (1, 4, 4, 32), 0, 32, 0, 0, True, False, factor, 1)
+            kernels.winograd_convolve([(0, 4)], (1, 4, 4, 32), 0, 32, 32, 0, 0, True, False, factor, 1)

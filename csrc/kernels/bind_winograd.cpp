@@ -22,8 +22,8 @@ TiledMap map_of(const py::tuple& shape, size_t margin = 0) {
   if (shape.size() != 4) throw std::invalid_argument("a map's shape is (batch, height, width, channels)");
   TiledMap map{shape[0].cast<size_t>(), shape[1].cast<size_t>(), shape[2].cast<size_t>(), shape[3].cast<size_t>(),
                margin};
-  if (map.width % 2 || map.channels % kWinogradPanel) {
-    throw std::invalid_argument("the width must be even, channels a multiple of 32");
+  if (map.width % 2 || map.channels % kWinogradChannels) {
+    throw std::invalid_argument("the width must be even, channels a multiple of 16");
   }
   if (map.height < 2 * margin) throw std::invalid_argument("a map has no fewer rows than its margins");
   map.height -= 2 * margin;
@@ -43,7 +43,7 @@ std::vector<Piece> pieces_of(const py::sequence& given, const TiledMap& map) {
 }
 
 size_t checked(size_t outputs) {
-  if (outputs == 0 || outputs % kWinogradPanel) throw std::invalid_argument("outputs must be a multiple of 32");
+  if (outputs == 0 || outputs % kWinogradChannels) throw std::invalid_argument("outputs must be a multiple of 16");
   return outputs;
 }
 
@@ -52,21 +52,27 @@ size_t checked(size_t outputs) {
 void bind_winograd(py::module_& module) {
   module.def(
       "winograd_convolve",
-      [](const py::sequence& pieces, const py::tuple& shape, uintptr_t coefficients, size_t outputs, uintptr_t bias,
-         uintptr_t y, bool pad_rows, bool gelu, size_t factor, int threads) {
+      [](const py::sequence& pieces, const py::tuple& shape, uintptr_t coefficients, size_t outputs, size_t panel,
+         uintptr_t bias, uintptr_t y, bool pad_rows, bool gelu, size_t factor, int threads) {
         const TiledMap map = map_of(shape, pad_rows ? 0 : 1);
-        const WinogradWeights weights{reinterpret_cast<const float*>(coefficients), checked(outputs),
-                                      reinterpret_cast<const float*>(bias), gelu, factor};
-        if (factor == 0 || outputs / kWinogradPanel % (factor * factor)) {
-          throw std::invalid_argument("a shuffle's channels must be a multiple of 32");
+        const WinogradWeights weights{reinterpret_cast<const float*>(coefficients),
+                                      checked(outputs),
+                                      reinterpret_cast<const float*>(bias),
+                                      gelu,
+                                      panel,
+                                      factor};
+        if ((panel != 16 && panel != 32) || outputs % panel)
+          throw std::invalid_argument("outputs come in panels of 16 or 32");
+        if (factor == 0 || outputs / kWinogradChannels % (factor * factor)) {
+          throw std::invalid_argument("a shuffle's channels must be a multiple of 16");
         }
         const std::vector<Piece> x = pieces_of(pieces, map);
         const Isa isa = chosen_isa();  // reads the environment
         py::gil_scoped_release release;
         winograd_convolve(x, map, weights, reinterpret_cast<float*>(y), isa, threads);
       },
-      py::arg("pieces"), py::arg("shape"), py::arg("coefficients"), py::arg("outputs"), py::arg("bias"), py::arg("y"),
-      py::arg("pad_rows"), py::arg("gelu"), py::arg("factor"), py::arg("threads"));
+      py::arg("pieces"), py::arg("shape"), py::arg("coefficients"), py::arg("outputs"), py::arg("panel"),
+      py::arg("bias"), py::arg("y"), py::arg("pad_rows"), py::arg("gelu"), py::arg("factor"), py::arg("threads"));
   module.def(
       "winograd_weights",
       [](uintptr_t x, const py::tuple& shape, uintptr_t grad, size_t outputs, uintptr_t total, int threads) {

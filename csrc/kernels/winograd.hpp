@@ -11,7 +11,7 @@
 namespace mlic::kernels {
 
 // Channels of a map are a multiple of this.
-constexpr size_t kWinogradPanel = 32;
+constexpr size_t kWinogradChannels = 16;
 
 // A map [B, H, W, C], positions of an image in rows and channels innermost; float32, dense; W even. Its tiles of 2 × 2
 // positions are counted through the batch, row by row; where H is odd, the last row's have a half outside.
@@ -23,12 +23,13 @@ struct TiledMap {
   size_t rows() const { return height + 2 * margin; }  // of an image, in memory
 };
 
-// A convolution's weights g, as G g Gᵀ: [16][panels of outputs][channels][kWinogradPanel].
+// A convolution's weights g, as G g Gᵀ: [16][outputs / panel][channels][panel].
 struct WinogradWeights {
   const float* coefficients;
-  size_t outputs;     // a multiple of kWinogradPanel
+  size_t outputs;     // a multiple of kWinogradChannels
   const float* bias;  // [outputs], or null
   bool gelu;          // whether GELU follows
+  size_t panel;       // columns of a panel of weights, 32 or 16
   size_t factor;      // whether a pixel shuffle follows: it is 1, or the outputs are [factor][factor][C]
 };
 
@@ -39,7 +40,7 @@ struct Piece {
 };
 
 // y [B, H · factor, W · factor, C], C = outputs / factor², = convolution of the map that the pieces make up one after
-// the other. Zeros stand for what lies outside of it. C is a multiple of kWinogradPanel.
+// the other. Zeros stand for what lies outside of it. C is a multiple of kWinogradChannels.
 void winograd_convolve(const std::vector<Piece>& x, const TiledMap& map, const WinogradWeights& weights, float* y,
                        Isa isa, int threads);
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from mlic_fast import backend
 from mlic_fast.ops.conv_of_gelu import conv3x3_of_gelu
 
-CHANNELS = 32  # widths are multiples of it
+CHANNELS = 16  # widths are multiples of it
 COEFFICIENTS = 16
 
 # Maps with fewer positions than this, batch included, are left to PyTorch: transforming the weights costs too much.
@@ -80,8 +80,8 @@ def convolve(
     """Convolution with weights that `coefficients_of` transformed, plus bias [out], of a map that comes in pieces.
 
     pieces: a map [B, in, H, W], or several [1, in, rows, W] that make it up from above to below; float32 on a CPU, in
-    and out multiples of 32, W even. pad_rows: whether rows of zeros lie above and below it; columns do always.
-    gelu: GELU afterwards, and factor: then the pixel shuffle of outputs [factor, factor, C], C a multiple of 32, both
+    and out multiples of 16, W even. pad_rows: whether rows of zeros lie above and below it; columns do always.
+    gelu: GELU afterwards, and factor: then the pixel shuffle of outputs [factor, factor, C], C a multiple of 16, both
     in the same pass. empty: makes a channels-last map for the result instead of PyTorch.
     Returns [B, C, H or H − 2, W], height and width times factor, channels-last. No gradients.
     Its plain twin is F.conv2d of the joined pieces and the weights with padding (1 or 0, 1), F.gelu of it, and
@@ -114,6 +114,7 @@ def _winograd_conv3x3(
         (batch, sum(piece.shape[2] for piece in pieces), width, channels),
         coefficients.data_ptr(),
         _outputs(coefficients),
+        coefficients.shape[3],
         0 if bias is None else bias.data_ptr(),
         y.data_ptr(),
         pad_rows,
@@ -184,14 +185,15 @@ _conv3x3.register_autograd(_backward, setup_context=_setup_context)
 
 
 def coefficients_of(weight: Tensor) -> Tensor:
-    """G g Gᵀ of weights [out, in, 3, 3], what `convolve` takes: [16, out / 32, in, 32]."""
-    panels, in_channels = weight.shape[0] // CHANNELS, weight.shape[1]
-    rows = weight.reshape(panels, CHANNELS, in_channels, 9).permute(3, 0, 2, 1).reshape(9, -1)
-    return (_transform(weight) @ rows).view(COEFFICIENTS, panels, in_channels, CHANNELS)
+    """G g Gᵀ of weights [out, in, 3, 3], what `convolve` takes: [16, out / panel, in, panel]; panel: 32 or 16."""
+    out_channels, in_channels = weight.shape[:2]
+    panel = 2 * CHANNELS if out_channels % (2 * CHANNELS) == 0 else CHANNELS
+    rows = weight.reshape(-1, panel, in_channels, 9).permute(3, 0, 2, 1).reshape(9, -1)
+    return (_transform(weight) @ rows).view(COEFFICIENTS, -1, in_channels, panel)
 
 
 def _outputs(coefficients: Tensor) -> int:
-    return coefficients.shape[1] * CHANNELS
+    return coefficients.shape[1] * coefficients.shape[3]
 
 
 def _transform(like: Tensor) -> Tensor:
