@@ -13,8 +13,8 @@ import torch
 from compressai import ans
 from torch import Tensor
 
-from mlic_fast.backend import plain_path
 from mlic_fast.checkerboard import Pass, pack, unpack
+from mlic_fast.compute.backend import plain_path
 from mlic_fast.model import MLICPlusPlus
 from mlic_fast.nn.slices import walk
 

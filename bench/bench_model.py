@@ -37,8 +37,8 @@ from PIL import Image
 from torch import Tensor
 
 from mlic_fast.engine import Options
-from mlic_fast.image import open_image, pad_to_64, to_tensor
 from mlic_fast.model import MLICPlusPlus
+from mlic_fast.pictures.image import open_image, pad_to_64, to_tensor
 
 SIZES = ((768, 512), (1920, 1080), (3840, 2160))
 SMOKE_SIZES = ((130, 64),)

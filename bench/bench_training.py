@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import common
 import torch
 
-from mlic_fast.backend import use_backend
+from mlic_fast.compute.backend import use_backend
 from mlic_fast.config import ModelConfig
 from mlic_fast.model import MLICPlusPlus
 from mlic_fast.train.distributed import Processes

@@ -19,9 +19,9 @@ from mlic_fast.checkpoint.labels import stem
 from mlic_fast.codec import open_model
 from mlic_fast.engine import Options
 from mlic_fast.evaluate.metrics import psnr
-from mlic_fast.image import Picture, open_image, pad_to_64, to_pixels, to_tensor
 from mlic_fast.model import MLICPlusPlus
-from mlic_fast.picture_files import find_pictures
+from mlic_fast.pictures.folder import find_pictures
+from mlic_fast.pictures.image import Picture, open_image, pad_to_64, to_pixels, to_tensor
 
 ENGINES = {"float32": Options("float32"), "bfloat16": Options("bfloat16")}
 

@@ -15,7 +15,7 @@ from full_size import full_size_model
 
 from mlic_fast.bitstream import container
 from mlic_fast.codec import encode, open_model
-from mlic_fast.picture_files import find_pictures
+from mlic_fast.pictures.folder import find_pictures
 
 
 def main() -> None:

@@ -36,9 +36,9 @@ from rows import RESULTS, commit, machine
 from torch import Tensor
 
 from mlic_fast import MlicError
-from mlic_fast.backend import plain_path, use_backend
 from mlic_fast.checkerboard import Pass
 from mlic_fast.codec import open_model
+from mlic_fast.compute.backend import plain_path, use_backend
 from mlic_fast.engine import PackedReader, PackedWriter, engine_for
 from mlic_fast.entropy.coding_steps import Reader, Writer
 from mlic_fast.entropy.factorized import encode_hyper_latent
@@ -46,9 +46,9 @@ from mlic_fast.entropy.moved_boundaries import GuardReader, GuardWriter, share
 from mlic_fast.entropy.range_coder import Decoder, Encoder
 from mlic_fast.entropy.tables import coding_tables
 from mlic_fast.evaluate.calibration import in_float64, on_threads, pictures, without_onednn
-from mlic_fast.image import open_image, pad_to_64, to_tensor
 from mlic_fast.model import MLICPlusPlus
 from mlic_fast.nn.slices import walk
+from mlic_fast.pictures.image import open_image, pad_to_64, to_tensor
 
 NOISE = 1e-5  # relative, in every mean and decoded latent
 SMALL = 64 * 64  # pixels, for what is interpreted

@@ -40,13 +40,14 @@ from torch import Tensor
 from trial_pictures import Trial
 
 from mlic_fast import model as model_module
-from mlic_fast.engine import Options, device_steps, engine_for
-from mlic_fast.engine.device_steps import Coded, Entropy
-from mlic_fast.engine.instances import Instances
+from mlic_fast.engine import Options, engine_for
+from mlic_fast.engine.gpu import programs as device_steps
+from mlic_fast.engine.gpu.programs import Coded, Entropy
+from mlic_fast.engine.gpu.recordings import Instances
 from mlic_fast.entropy.guard import DEFAULT_DELTA
 from mlic_fast.entropy.range_coder import CodingTables, Decoder, Encoder
 from mlic_fast.evaluate.calibration import on_threads
-from mlic_fast.files import write_whole
+from mlic_fast.output import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTIAL = ROOT / ".benchmarks" / "portability_settings.jsonl"

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from mlic_fast import backend
+from mlic_fast.compute import backend
 from mlic_fast.errors import BackendError
 
 RESULTS = Path(__file__).resolve().parent / "results"

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mlic_fast.config import PADDING_UNIT
-from mlic_fast.image import open_image, pad_to_64, to_tensor
+from mlic_fast.pictures.image import open_image, pad_to_64, to_tensor
 
 Pixels = npt.NDArray[np.uint8]
 

@@ -5,7 +5,7 @@
     other ← other + (x + bias)
 
 x, other [B, C, H, W], channels-last and dense, float32, bfloat16 or float16; bias [C] in the type of x. Computes in
-float32. Called by mlic_fast.engine.cuda_layers.
+float32. Called by mlic_fast.engine.gpu.layers.
 
 No floating-point contraction: the entropy path's scales pass through here.
 """

@@ -26,7 +26,7 @@ from mlic_fast.kernels.language import tl, triton
 from torch import Tensor
 
 from mlic_fast.checkerboard import Pass, pack, unpack
-from mlic_fast.precision import matmul
+from mlic_fast.compute.precision import matmul
 
 # At most so many splits of the positions; the kernels that combine them hold all at once.
 MAX_SPLITS = 64

@@ -25,8 +25,8 @@ from mlic_fast.kernels.language import tl, triton
 from torch import Tensor
 
 from mlic_fast.checkerboard import Pass, pack
+from mlic_fast.compute.precision import conv2d, linear, matmul
 from mlic_fast.config import WINDOW
-from mlic_fast.precision import conv2d, linear, matmul
 
 HEADS = 2
 AREA = WINDOW**2

@@ -23,8 +23,8 @@ _HOME_OF = {
     "MlicError": "mlic_fast.errors",
     "encode": "mlic_fast.codec",
     "decode": "mlic_fast.codec",
-    "encode_many": "mlic_fast.many",
-    "decode_many": "mlic_fast.many",
+    "encode_many": "mlic_fast.concurrent",
+    "decode_many": "mlic_fast.concurrent",
     "load": "mlic_fast.model",
 }
 
@@ -43,15 +43,21 @@ __all__ = [
 if TYPE_CHECKING:
     from mlic_fast.codec import decode as decode
     from mlic_fast.codec import encode as encode
+    from mlic_fast.concurrent import decode_many as decode_many
+    from mlic_fast.concurrent import encode_many as encode_many
     from mlic_fast.config import ModelConfig as ModelConfig
     from mlic_fast.errors import MlicError as MlicError
-    from mlic_fast.many import decode_many as decode_many
-    from mlic_fast.many import encode_many as encode_many
     from mlic_fast.model import MLICPlusPlus as MLICPlusPlus
     from mlic_fast.model import load as load
 
 
+# Modules that have a name of their own beside their place in the package.
+_MODULES = {"image": "mlic_fast.pictures.image", "save": "mlic_fast.pictures.save"}
+
+
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(_MODULES[name])
     home = _HOME_OF.get(name)
     if home is None:
         raise AttributeError(f"module 'mlic_fast' has no attribute {name!r}")

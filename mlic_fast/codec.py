@@ -14,9 +14,11 @@ from torch import Tensor
 
 from mlic_fast.bitstream import container, official, sniff
 from mlic_fast.checkpoint import fingerprint
-from mlic_fast.device import memory_errors, resolve_device
+from mlic_fast.compute.device import memory_errors, resolve_device
 from mlic_fast.errors import BitstreamError, DeviceError, ImageError, WrongWeightsError
-from mlic_fast.image import (
+from mlic_fast.limits import Limits
+from mlic_fast.model import MLICPlusPlus, fingerprints
+from mlic_fast.pictures.image import (
     Mode,
     Padding,
     crop,
@@ -28,9 +30,7 @@ from mlic_fast.image import (
     to_tensor,
     unpack_alpha,
 )
-from mlic_fast.limits import Limits
-from mlic_fast.metadata import info_of, to_chunks
-from mlic_fast.model import MLICPlusPlus, fingerprints
+from mlic_fast.pictures.metadata import info_of, to_chunks
 from mlic_fast.registry import DEFAULT_MODEL, find_by_fingerprint, resolve
 
 if TYPE_CHECKING:

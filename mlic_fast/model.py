@@ -16,10 +16,13 @@ from compressai.models import CompressionModel
 from compressai.ops import quantize_ste
 from torch import Tensor, nn
 
-from mlic_fast.backend import choose, is_named, plain_path
+from mlic_fast.compute.backend import choose, is_named, plain_path
+from mlic_fast.compute.derived import Remembered
+from mlic_fast.compute.device import memory_errors, resolve_device
+from mlic_fast.compute.precision import KeepsFloat32, at_least_float32, no_autocast
 from mlic_fast.config import PADDING_UNIT, ModelConfig
-from mlic_fast.device import memory_errors, resolve_device
-from mlic_fast.engine import Engine, Options, PackedReader, PackedWriter, device_steps, engine_for, forget_engines
+from mlic_fast.engine import Engine, Options, PackedReader, PackedWriter, engine_for, forget_engines
+from mlic_fast.engine.gpu import programs as device_steps
 from mlic_fast.entropy.coding_steps import Estimator, Reader, Writer
 from mlic_fast.entropy.factorized import decode_hyper_latent, encode_hyper_latent, likelihoods_with_noise
 from mlic_fast.entropy.guard import DEFAULT_DELTA
@@ -37,8 +40,6 @@ from mlic_fast.nn.local_context import LocalContext
 from mlic_fast.nn.residual_prediction import LatentResidualPrediction
 from mlic_fast.nn.slices import walk
 from mlic_fast.nn.synthesis import SynthesisTransform
-from mlic_fast.precision import KeepsFloat32, at_least_float32, no_autocast
-from mlic_fast.remember import Remembered
 
 # SHA-256 over a model's weights and tables
 fingerprints: Remembered[bytes] = Remembered()

@@ -38,9 +38,9 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from mlic_fast.bitstream import container
 from mlic_fast.errors import BitstreamError, MlicError, TargetError
-from mlic_fast.image import PILLOW_MODES, Picture, open_image
 from mlic_fast.limits import Limits
-from mlic_fast.metadata import from_pillow, info_of, open_thumbnail
+from mlic_fast.pictures.image import PILLOW_MODES, Picture, open_image
+from mlic_fast.pictures.metadata import from_pillow, info_of, open_thumbnail
 
 FORMAT = "MLIC"
 EXTENSION = ".mlic"

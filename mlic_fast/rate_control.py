@@ -21,7 +21,7 @@ from mlic_fast.errors import TargetError
 from mlic_fast.registry import ENVIRONMENT, Model, available, find
 
 if TYPE_CHECKING:
-    from mlic_fast.image import Picture
+    from mlic_fast.pictures.image import Picture
 
 Models = Sequence["Model | str | PathLike[str]"]
 
@@ -124,7 +124,7 @@ def encode_to_target(
     Raises TargetError if there is no model to choose among, and what `encode` raises. A target that no model reaches
     raises nothing: `Hit.reached` is False then, and the nearest file is given.
     """
-    from mlic_fast.image import open_image
+    from mlic_fast.pictures.image import open_image
 
     rungs = ladder(models, metric)
     opening = {name: encode_options[name] for name in ("limits", "reduce_depth") if name in encode_options}
@@ -198,7 +198,7 @@ def ladder(models: Models | None = None, metric: Metric = "mse") -> tuple[Model,
 def _attempt(picture: Picture, target: Target, model: Model, device: Any, encode_options: dict[str, Any]) -> Hit:
     from mlic_fast.codec import decode_tensor, encode, open_model
     from mlic_fast.evaluate.metrics import bits_per_pixel, psnr
-    from mlic_fast.image import to_pixels
+    from mlic_fast.pictures.image import to_pixels
 
     network = open_model(model.path, device)
     data = encode(picture, network, **encode_options)

@@ -11,8 +11,8 @@ from recorded_operators import OperatorRecorder
 
 from mlic_fast import MLICPlusPlus, ModelConfig
 from mlic_fast.engine import Engine, Options, engine_for
-from mlic_fast.engine.device_steps import Coded, Entropy, compress, decompress
-from mlic_fast.engine.instances import Instances
+from mlic_fast.engine.gpu.programs import Coded, Entropy, compress, decompress
+from mlic_fast.engine.gpu.recordings import Instances
 
 FLOAT32 = Options(transform_dtype="float32")
 DELTA = 5e-5

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mlic_fast.engine.graphs import Part
+from mlic_fast.engine.gpu.graphs import Part
 
 _REFUSED = {"aten::_local_scalar_dense", "aten::item", "aten::is_nonzero", "aten::equal"}
 

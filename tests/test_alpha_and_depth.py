@@ -19,7 +19,7 @@ from PIL import Image
 
 from mlic_fast.bitstream import container
 from mlic_fast.errors import BitstreamError, ImageError
-from mlic_fast.image import open_image, pack_alpha, unpack_alpha
+from mlic_fast.pictures.image import open_image, pack_alpha, unpack_alpha
 
 ALPHA = RNG.integers(0, 256, (5, 7), dtype=np.uint8)
 
@@ -136,7 +136,8 @@ def test_an_alpha_chunk_that_unpacks_to_more_than_its_size() -> None:
     content = packer.compress(bytes(8 * 5)) + b"".join(packer.compress(bytes(2**20)) for _ in range(256))
     content += packer.flush()
     code = (
-        "import sys, resource\nfrom mlic_fast.bitstream import container\nfrom mlic_fast.image import unpack_alpha\n"
+        "import sys, resource\nfrom mlic_fast.bitstream import container\n"
+        "from mlic_fast.pictures.image import unpack_alpha\n"
         "file = container.read(sys.stdin.buffer.read())\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "assert not unpack_alpha(file).any()\n"

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from mlic_fast import MLICPlusPlus, ModelConfig, backend
+from mlic_fast import MLICPlusPlus, ModelConfig
 from mlic_fast.checkerboard import Pass, keep
+from mlic_fast.compute import backend
 from mlic_fast.entropy.coding_steps import Estimator
 from mlic_fast.entropy.factorized import decode_hyper_latent
 from mlic_fast.errors import BackendError, BitstreamError

@@ -119,7 +119,7 @@ def test_contestants_take_turns(bench: Callable[[str], Any]) -> None:
 def test_operations_are_counted_as_pytorch_counts_them(bench: Callable[[str], Any], small_model: Any) -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
-    from mlic_fast.backend import plain_path
+    from mlic_fast.compute.backend import plain_path
 
     Operations = bench("arithmetic").Operations
     x = torch.rand(1, 3, 64, 128)

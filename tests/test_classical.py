@@ -15,7 +15,7 @@ from mlic_fast.errors import CurveError
 from mlic_fast.evaluate import classical
 from mlic_fast.evaluate.classical import CODECS, chosen
 from mlic_fast.evaluate.metrics import psnr
-from mlic_fast.image import Picture, open_image
+from mlic_fast.pictures.image import Picture, open_image
 
 HERE = [name for name, codec in CODECS.items() if codec.is_there()]
 

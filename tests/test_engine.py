@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from mlic_fast import MLICPlusPlus, ModelConfig, backend, engine
+from mlic_fast import MLICPlusPlus, ModelConfig, engine
 from mlic_fast.checkerboard import Pass, pack, unpack
 from mlic_fast.codec import open_model
+from mlic_fast.compute import backend
 from mlic_fast.engine import Engine, Options, PackedReader, PackedWriter, engine_for
 from mlic_fast.entropy.moved_boundaries import GuardReader, GuardWriter
 from mlic_fast.entropy.range_coder import Decoder, Encoder
@@ -158,7 +159,8 @@ def test_memory_given_back_on_the_way_changes_nothing(
     small_model: Any, test_image: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As it is with large pictures, here in the middle of a small one."""
-    from mlic_fast.engine import blocks, transforms
+    from mlic_fast.engine import map_memory as blocks
+    from mlic_fast.engine import transforms
     from mlic_fast.engine import walk as walks
 
     x = test_image(128, 128, 56, 1)

@@ -16,10 +16,10 @@ from device_codec import DELTA, Codec
 from recorded_operators import OperatorRecorder
 
 from mlic_fast import MLICPlusPlus, ModelConfig
-from mlic_fast.engine import ahead
-from mlic_fast.engine.ahead import Ahead, FirstLayers, together
+from mlic_fast.engine import hyper_parts as ahead
 from mlic_fast.engine.budget import slices_ahead
-from mlic_fast.engine.instances import Instances
+from mlic_fast.engine.gpu.recordings import Instances
+from mlic_fast.engine.hyper_parts import Ahead, FirstLayers, together
 from mlic_fast.engine.layers import LAYOUT, Piece, compile_convolution
 
 Images = Callable[..., torch.Tensor]

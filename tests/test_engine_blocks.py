@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mlic_fast.engine import blocks
-from mlic_fast.engine.blocks import Blocks, shared_blocks
+from mlic_fast.engine.map_memory import Blocks, shared_blocks
 
 MIB = 2**20
 

@@ -18,9 +18,9 @@ from device_codec import Codec
 from test_engine import GivenPacked
 
 from mlic_fast.engine import Options
-from mlic_fast.engine.device_steps import Entropy
-from mlic_fast.engine.graphs import CudaRecorder
-from mlic_fast.engine.instances import VARIABLE, Instances
+from mlic_fast.engine.gpu.graphs import CudaRecorder
+from mlic_fast.engine.gpu.programs import Entropy
+from mlic_fast.engine.gpu.recordings import VARIABLE, Instances
 from mlic_fast.entropy.factorized import decode_hyper_latent
 
 pytestmark = [

@@ -21,9 +21,9 @@ from device_codec import DELTA, FIXTURES, Codec
 from recorded_operators import OperatorRecorder
 
 from mlic_fast.engine import PackedWriter
-from mlic_fast.engine.device_steps import Coded, Entropy
-from mlic_fast.engine.graphs import PlainExecutor
-from mlic_fast.engine.instances import Instances
+from mlic_fast.engine.gpu.graphs import PlainExecutor
+from mlic_fast.engine.gpu.programs import Coded, Entropy
+from mlic_fast.engine.gpu.recordings import Instances
 from mlic_fast.entropy.moved_boundaries import GuardWriter
 from mlic_fast.entropy.range_coder import Encoder
 from mlic_fast.entropy.tables import coding_tables

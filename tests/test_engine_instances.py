@@ -23,8 +23,8 @@ from recorded_operators import OperatorRecorder
 
 from mlic_fast import MLICPlusPlus, ModelConfig, engine
 from mlic_fast.engine import Engine
-from mlic_fast.engine.device_steps import Coded
-from mlic_fast.engine.instances import VARIABLE, Instances, graph_memory
+from mlic_fast.engine.gpu.programs import Coded
+from mlic_fast.engine.gpu.recordings import VARIABLE, Instances, graph_memory
 from mlic_fast.errors import ConfigError
 
 Images = Callable[..., torch.Tensor]

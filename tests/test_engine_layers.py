@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mlic_fast import backend
-from mlic_fast.backend import use_backend
+from mlic_fast.compute import backend
+from mlic_fast.compute.backend import use_backend
 from mlic_fast.engine import layers, winograd_layers
 from mlic_fast.engine.layers import LAYOUT, compile_convolution
 from mlic_fast.ops.winograd import convolve

@@ -11,7 +11,7 @@ import torch
 from mlic_fast.engine import winograd_layers
 from mlic_fast.engine.budget import strip_rows
 from mlic_fast.engine.layers import LAYOUT, compile_convolution, shuffle
-from mlic_fast.engine.rows import ConvolutionRows, Normalised, Residual, RowLayer, Sequence, whole
+from mlic_fast.engine.strips import ConvolutionRows, Normalised, Residual, RowLayer, Sequence, whole
 
 
 def convolution(in_channels: int, out_channels: int, kernel: int, stride: int, seed: int = 0) -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mlic_fast.files import open_whole, write_whole
+from mlic_fast.output import open_whole, write_whole
 
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX permissions and devices")
 
@@ -74,7 +74,7 @@ def test_a_killed_process_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "out"
     path.write_bytes(b"before")
     code = (
-        "import os, signal, sys; from mlic_fast.files import open_whole\n"
+        "import os, signal, sys; from mlic_fast.output import open_whole\n"
         "with open_whole(sys.argv[1]) as f: f.write(b'half'); f.flush(); os.kill(os.getpid(), signal.SIGKILL)"
     )
     run = subprocess.run([sys.executable, "-c", code, str(path)], check=False)

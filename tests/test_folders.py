@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlic_fast import files
+from mlic_fast import output as files
 from mlic_fast.bitstream import container
 from mlic_fast.cli import batch, folders
 from mlic_fast.cli.common import CommandError

@@ -12,7 +12,7 @@ import torch
 
 import mlic_fast
 from mlic_fast.engine import Options
-from mlic_fast.image import pad_to_64, to_pixels
+from mlic_fast.pictures.image import pad_to_64, to_pixels
 
 
 def test_full_size_picture_through_strings(full_model: Any, test_image: Callable[..., torch.Tensor]) -> None:

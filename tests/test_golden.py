@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from mlic_fast.backend import use_backend
+from mlic_fast.compute.backend import use_backend
 
 Golden = Callable[[str], dict[str, np.ndarray]]
 

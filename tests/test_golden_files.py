@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import mlic_fast
-from mlic_fast.backend import use_backend
 from mlic_fast.bitstream import container
 from mlic_fast.codec import decode_tensor
+from mlic_fast.compute.backend import use_backend
 from mlic_fast.engine import Options
 
 # Weights are part of what a file needs: those that were bundled when the files were written.

@@ -13,8 +13,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlic_fast.backend import plain_path, use_backend
 from mlic_fast.checkerboard import Pass
+from mlic_fast.compute.backend import plain_path, use_backend
 from mlic_fast.entropy import guard
 from mlic_fast.entropy.guard import MAX_DELTA, MIN_DELTA, MoveReader, MoveWriter
 from mlic_fast.entropy.moved_boundaries import LEAST_SHARE, GuardReader, GuardWriter, share

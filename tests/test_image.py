@@ -18,7 +18,8 @@ from picture_samples import GREY, RGB, RNG, png, saved
 from PIL import Image, ImageOps
 
 from mlic_fast.errors import ImageError, LimitError, NonFiniteError
-from mlic_fast.image import (
+from mlic_fast.limits import Limits
+from mlic_fast.pictures.image import (
     Picture,
     crop,
     open_image,
@@ -27,7 +28,6 @@ from mlic_fast.image import (
     to_pixels,
     to_tensor,
 )
-from mlic_fast.limits import Limits
 
 
 @pytest.mark.parametrize("pixels", [RGB, GREY, RGB[:1, :1], GREY[:1, :1]], ids=["rgb", "grey", "rgb 1x1", "grey 1x1"])
@@ -48,7 +48,7 @@ def test_every_kind_of_source(tmp_path: Path, pixels: np.ndarray) -> None:
 
 
 def test_stdin_need_not_be_seekable() -> None:
-    code = "import sys; from mlic_fast.image import open_image; print(open_image(sys.stdin.buffer).width)"
+    code = "import sys; from mlic_fast.pictures.image import open_image; print(open_image(sys.stdin.buffer).width)"
     run = subprocess.run(
         [sys.executable, "-c", code], input=saved(Image.fromarray(RGB)), capture_output=True, check=True
     )
@@ -57,7 +57,7 @@ def test_stdin_need_not_be_seekable() -> None:
 
 def test_torch_is_not_imported_for_reading() -> None:
     code = (
-        "import sys, numpy as np; from mlic_fast.image import open_image; "
+        "import sys, numpy as np; from mlic_fast.pictures.image import open_image; "
         "open_image(np.zeros((3, 3), np.uint8)); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from mlic_fast import metadata
 from mlic_fast.bitstream import container
 from mlic_fast.bitstream.container import ChunkKind, Metadata, Mlic
 from mlic_fast.cli.main import main
 from mlic_fast.entropy.guard import MoveWriter
-from mlic_fast.image import Picture
+from mlic_fast.pictures import metadata
+from mlic_fast.pictures.image import Picture
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 import mlic_fast
+from mlic_fast.concurrent import decode_many, encode_many, work_through
 from mlic_fast.errors import BitstreamError, ConfigError, DeviceError, ImageError, LimitError, WrongWeightsError
 from mlic_fast.limits import Limits
-from mlic_fast.many import decode_many, encode_many, work_through
 
 
 def picture(seed: int, height: int = 40, width: int = 50) -> np.ndarray:
@@ -195,7 +195,7 @@ def test_failures_keep_no_pictures_alive() -> None:
 
 def test_an_iterator_left_behind_does_not_hang_the_interpreter() -> None:
     program = (
-        "import itertools, time; from mlic_fast.many import work_through\n"
+        "import itertools, time; from mlic_fast.concurrent import work_through\n"
         "results = work_through(lambda item: time.sleep(0.01), itertools.count())\n"
         "next(results); raise SystemExit(7)"
     )

@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageCms
 
-from mlic_fast import metadata
 from mlic_fast.bitstream.container import ChunkKind, Mlic
 from mlic_fast.errors import BitstreamError, ImageError, LimitError
-from mlic_fast.image import Picture, open_image
 from mlic_fast.limits import Limits
+from mlic_fast.pictures import metadata
+from mlic_fast.pictures.image import Picture, open_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

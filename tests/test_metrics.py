@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mlic_fast.errors import ImageError
 from mlic_fast.evaluate.metrics import bits_per_pixel, compare, measure, ms_ssim, psnr
-from mlic_fast.image import open_image, to_tensor
+from mlic_fast.pictures.image import open_image, to_tensor
 
 RNG = np.random.default_rng(0)
 

@@ -91,7 +91,7 @@ def test_an_installed_copy_works(wheel: Path, tmp_path: Path) -> None:
     program = (
         "import mlic_fast, sys; from importlib import resources; from pathlib import Path; from PIL import Image\n"
         "assert Path(mlic_fast.__file__).is_relative_to(sys.argv[1]), mlic_fast.__file__\n"
-        "import mlic_fast.kernels; from mlic_fast import backend; assert backend.cpu_kernels is not None\n"
+        "import mlic_fast.kernels; from mlic_fast.compute import backend; assert backend.cpu_kernels is not None\n"
         "image = Image.new('RGB', (70, 50), (200, 120, 40))\n"
         "assert mlic_fast.decode(mlic_fast.encode(image)).size == (70, 50)"
     )

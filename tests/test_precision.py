@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mlic_fast import precision
+from mlic_fast.compute import precision
 from mlic_fast.entropy.factorized import decode_hyper_latent
 
 Image = Callable[..., torch.Tensor]

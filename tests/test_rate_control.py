@@ -20,7 +20,7 @@ from mlic_fast import rate_control, registry
 from mlic_fast.checkpoint.labels import RELEASED_LAMBDAS
 from mlic_fast.config import ModelConfig
 from mlic_fast.errors import TargetError, WrongWeightsError
-from mlic_fast.image import Picture, open_image
+from mlic_fast.pictures.image import Picture, open_image
 from mlic_fast.rate_control import Hit, Target, Trial, choose_by_quality, encode_to_target, ladder
 
 __all__ = ["one_thread"]

@@ -12,8 +12,8 @@ import pytest
 from PIL import ExifTags, Image
 
 from mlic_fast.errors import ImageError
-from mlic_fast.image import open_image
-from mlic_fast.save import save_picture
+from mlic_fast.pictures.image import open_image
+from mlic_fast.pictures.save import save_picture
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 4), dtype=np.uint8)
 

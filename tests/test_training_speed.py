@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mlic_fast import backend
-from mlic_fast.backend import use_backend
+from mlic_fast.compute import backend
+from mlic_fast.compute.backend import use_backend
 from mlic_fast.config import ModelConfig, Variant
 from mlic_fast.model import MLICPlusPlus
 from mlic_fast.ops import winograd

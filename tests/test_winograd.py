@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mlic_fast import backend
-from mlic_fast.backend import use_backend
+from mlic_fast.compute import backend
+from mlic_fast.compute.backend import use_backend
 from mlic_fast.engine.layers import shuffle
 from mlic_fast.ops import winograd
 from mlic_fast.ops.winograd import coefficients_of, conv3x3, convolve, fits

@@ -26,7 +26,7 @@ from mlic_fast.checkpoint.validate import CDF_TOTAL, check_finite, check_positio
 from mlic_fast.config import ModelConfig
 from mlic_fast.entropy.guard import DELTA_UNIT, delta_code
 from mlic_fast.errors import CheckpointError, ConfigError, GuardError
-from mlic_fast.files import write_whole
+from mlic_fast.output import write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor

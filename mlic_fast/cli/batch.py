@@ -16,9 +16,9 @@ from typing import Any
 
 from mlic_fast.cli import common, folders
 from mlic_fast.cli.shards import Shard
+from mlic_fast.concurrent import IN_FLIGHT, work_through
 from mlic_fast.errors import DeviceError
-from mlic_fast.files import remove_abandoned, write_whole
-from mlic_fast.many import IN_FLIGHT, work_through
+from mlic_fast.output import remove_abandoned, write_whole
 
 # The next file would fail as this one did.
 _HOPELESS = {errno.ENOSPC, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC)}
@@ -116,7 +116,7 @@ def run(
         write_whole(task.target, made.content, (times.st_atime_ns, times.st_mtime_ns))
         return made
 
-    from mlic_fast.device import resolve_device, take_own_stream
+    from mlic_fast.compute.device import resolve_device, take_own_stream
 
     begin = partial(take_own_stream, resolve_device(device))
     title = f"{source}{f' ({shard})' if shard.count > 1 else ''}"

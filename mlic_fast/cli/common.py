@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlic_fast.errors import LimitError, MlicError
-from mlic_fast.files import write_whole
 from mlic_fast.limits import MAX_SIDE, Limits
+from mlic_fast.output import write_whole
 
 if TYPE_CHECKING:
     from mlic_fast.evaluate.metrics import Quality

@@ -111,8 +111,8 @@ def _folder(options: argparse.Namespace, limits: Limits) -> None:
     shard = Shard.of_environment()
     common.set_threads(options)
     from mlic_fast.codec import decode, open_model
-    from mlic_fast.device import resolve_device
-    from mlic_fast.many import opener
+    from mlic_fast.compute.device import resolve_device
+    from mlic_fast.concurrent import opener
 
     device = str(resolve_device(shard.device(options.device)))
     # what would go wrong with each file goes wrong before the first
@@ -149,7 +149,7 @@ def _kind_of(ending: str, name: str) -> str:
 
 def _saved(image: Image.Image, kind: str, name: str) -> tuple[bytes, tuple[str, ...]]:
     """Contents of the picture's file, and which metadata it has no place for. Raises ImageError."""
-    from mlic_fast.save import save_picture
+    from mlic_fast.pictures.save import save_picture
 
     content = io.BytesIO()
     try:

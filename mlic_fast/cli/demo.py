@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mlic_fast.cli import common
-from mlic_fast.files import write_whole
+from mlic_fast.output import write_whole
 
 DESCRIPTION = (
     "Compress a bundled photograph with the bundled weights to a file, decode the file in a new process, print size, "
@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> None:
 
     from mlic_fast.codec import encode, open_model
     from mlic_fast.evaluate.metrics import ms_ssim, psnr
-    from mlic_fast.image import open_image
+    from mlic_fast.pictures.image import open_image
 
     common.set_threads(options)
     if options.image is None:

@@ -94,7 +94,7 @@ def _devices() -> dict[str, str]:
 def _backend() -> dict[str, str]:
     import torch
 
-    from mlic_fast import backend
+    from mlic_fast.compute import backend
 
     facts: dict[str, str] = {}
     for name, why_not in backend.report().items():

@@ -15,9 +15,9 @@ from mlic_fast.cli.shards import Shard
 from mlic_fast.errors import TargetError
 
 if TYPE_CHECKING:
-    from mlic_fast.image import Picture
     from mlic_fast.limits import Limits
     from mlic_fast.model import MLICPlusPlus
+    from mlic_fast.pictures.image import Picture
     from mlic_fast.rate_control import Hit, Target
 
 DESCRIPTION = """\
@@ -171,7 +171,7 @@ def _file(options: argparse.Namespace, limits: Limits) -> None:
 
 
 def _folder(options: argparse.Namespace, limits: Limits) -> None:
-    from mlic_fast.picture_files import picture_endings
+    from mlic_fast.pictures.folder import picture_endings
 
     if options.measure:
         raise common.CommandError("--measure is for a single picture; `mlic-fast compare` measures files")
@@ -198,7 +198,7 @@ def _folder(options: argparse.Namespace, limits: Limits) -> None:
 
 
 def _open(source: Any, options: argparse.Namespace, limits: Limits) -> Picture:
-    from mlic_fast.image import open_image
+    from mlic_fast.pictures.image import open_image
 
     return open_image(source, limits, options.reduce_depth)
 
@@ -206,7 +206,7 @@ def _open(source: Any, options: argparse.Namespace, limits: Limits) -> Picture:
 def _open_model(options: argparse.Namespace, device: str) -> MLICPlusPlus | None:
     """The model that all pictures are encoded with; None if rate control chooses for each. Raises TargetError."""
     from mlic_fast.codec import open_model
-    from mlic_fast.device import resolve_device
+    from mlic_fast.compute.device import resolve_device
 
     target = _target(options)
     if target is None:

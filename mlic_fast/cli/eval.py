@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlic_fast.cli import common, table
-from mlic_fast.files import write_whole
+from mlic_fast.output import write_whole
 
 if TYPE_CHECKING:
     from mlic_fast.evaluate.dataset import Contestant, Outcome
@@ -210,7 +210,7 @@ def _models(options: argparse.Namespace, files: Path, limits: Limits) -> list[Co
     from functools import partial
 
     from mlic_fast.codec import open_model
-    from mlic_fast.device import resolve_device
+    from mlic_fast.compute.device import resolve_device
     from mlic_fast.evaluate.dataset import of_model
     from mlic_fast.registry import DEFAULT_MODEL, find
 

@@ -6,10 +6,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from mlic_fast import metadata
 from mlic_fast.bitstream import container, official, sniff
 from mlic_fast.cli import common
 from mlic_fast.entropy import guard
+from mlic_fast.pictures import metadata
 
 DESCRIPTION = "Say what an .mlic file, or one in the layout of the official test script, holds. Decodes nothing."
 

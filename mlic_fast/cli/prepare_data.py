@@ -62,8 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Prepare; raises NoPicturesError, SomeFailedError when all others are done, CommandError, OSError."""
     from mlic_fast.errors import NoPicturesError
-    from mlic_fast.files import remove_abandoned
-    from mlic_fast.picture_files import picture_endings
+    from mlic_fast.output import remove_abandoned
+    from mlic_fast.pictures.folder import picture_endings
     from mlic_fast.train.prepare import Outcome, Settings, prepare_all
 
     start = time.perf_counter()

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mlic_fast.backend import choose
-from mlic_fast.engine.compiled import Engine, Options, TransformType
+from mlic_fast.compute.backend import choose
+from mlic_fast.compute.derived import Remembered, tensors_of
+from mlic_fast.engine.engine import Engine, Options, TransformType
 from mlic_fast.engine.steps import PackedReader, PackedWriter
 from mlic_fast.errors import BackendError
-from mlic_fast.remember import Remembered, tensors_of
 
 if TYPE_CHECKING:
     from mlic_fast.model import MLICPlusPlus

@@ -10,12 +10,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mlic_fast.backend import choose
 from mlic_fast.checkerboard import Pass
+from mlic_fast.compute.backend import choose
+from mlic_fast.compute.precision import matmul
 from mlic_fast.engine.layers import LAYOUT
 from mlic_fast.engine.packed import pack, scatter
 from mlic_fast.ops.linear_attention import checkerboard_linear_attention, linear_attention
-from mlic_fast.precision import matmul
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:

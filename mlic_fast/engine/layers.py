@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mlic_fast.engine.cuda_layers import CudaConvolution
+from mlic_fast.compute.precision import conv2d, convolution_is_lowered
+from mlic_fast.engine.gpu.layers import CudaConvolution
 from mlic_fast.engine.winograd_layers import WinogradConvolution, suits
-from mlic_fast.precision import conv2d, convolution_is_lowered
 
 LAYOUT = torch.channels_last
 

@@ -8,9 +8,9 @@ from compressai.entropy_models import GaussianConditional
 from torch import Tensor
 
 from mlic_fast.checkerboard import Pass
+from mlic_fast.compute.nonfinite import check_finite
 from mlic_fast.entropy.moved_boundaries import GuardReader, GuardWriter
 from mlic_fast.entropy.range_coder import Decoder, Encoder
-from mlic_fast.finite import check_finite
 from mlic_fast.kernels.coding_steps import build_indexes_ref
 
 _INT16, _WIDE = 2**15 - 1, 2**30

@@ -14,10 +14,10 @@ import torch
 from compressai.layers import GDN
 from torch import Tensor, nn
 
-from mlic_fast.engine.blocks import shared_blocks
 from mlic_fast.engine.budget import strip_rows
 from mlic_fast.engine.layers import LAYOUT, Convolution, compile_convolution, compile_module, shuffle
-from mlic_fast.engine.rows import (
+from mlic_fast.engine.map_memory import shared_blocks
+from mlic_fast.engine.strips import (
     Block,
     ConvolutionRows,
     Normalised,

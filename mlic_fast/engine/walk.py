@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 
 from mlic_fast.checkerboard import Pass
-from mlic_fast.engine.ahead import FirstLayers, together
-from mlic_fast.engine.blocks import shared_blocks
 from mlic_fast.engine.contexts import (
     CompiledChannelContext,
     CompiledInterContext,
     CompiledIntraContext,
     CompiledLocalContext,
 )
+from mlic_fast.engine.hyper_parts import FirstLayers, together
 from mlic_fast.engine.layers import LAYOUT
+from mlic_fast.engine.map_memory import shared_blocks
 from mlic_fast.engine.packed import pack, scatter
 from mlic_fast.engine.parameters import CompiledParameters, CompiledResidual
 from mlic_fast.ops.coding_steps import residual_step

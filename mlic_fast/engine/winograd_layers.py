@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mlic_fast import backend
-from mlic_fast.engine.blocks import shared_blocks
+from mlic_fast.compute import backend
+from mlic_fast.engine.map_memory import shared_blocks
 from mlic_fast.ops.winograd import CHANNELS, coefficients_of, convolve
 
 if TYPE_CHECKING:

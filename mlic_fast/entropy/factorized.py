@@ -11,9 +11,9 @@ import torch
 from compressai.entropy_models import EntropyBottleneck, EntropyModel
 from torch import Tensor
 
+from mlic_fast.compute.nonfinite import check_finite
 from mlic_fast.entropy.range_coder import decode_many, encode_many
 from mlic_fast.entropy.tables import coding_tables
-from mlic_fast.finite import check_finite
 
 
 def _channel_indexes(channels: int, height: int, width: int) -> npt.NDArray[np.int32]:

@@ -6,9 +6,9 @@ from __future__ import annotations
 import torch
 from compressai.entropy_models import EntropyModel
 
+from mlic_fast.compute.derived import Remembered
 from mlic_fast.entropy.range_coder import CodingTables
 from mlic_fast.errors import CodingError
-from mlic_fast.remember import Remembered
 
 _tables: Remembered[CodingTables] = Remembered()
 

@@ -22,17 +22,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mlic_fast.backend import plain_path, use_backend
 from mlic_fast.checkerboard import Pass, pack, unpack
 from mlic_fast.checkpoint.native import Deltas
+from mlic_fast.compute.backend import plain_path, use_backend
 from mlic_fast.engine import engine_for
 from mlic_fast.entropy.factorized import encode_hyper_latent
 from mlic_fast.entropy.guard import DEFAULT_DELTA, DELTA_UNIT, MAX_DELTA, delta_code
 from mlic_fast.entropy.moved_boundaries import share
 from mlic_fast.errors import BackendError, GuardError
-from mlic_fast.image import pad_to_64, to_tensor
 from mlic_fast.model import MLICPlusPlus
 from mlic_fast.nn.slices import walk
+from mlic_fast.pictures.image import pad_to_64, to_tensor
 
 # δ is at least this many times the largest deviation found in a pass and channel.
 MARGIN = 4
@@ -106,7 +106,7 @@ def pictures(*, height: int = 512, width: int = 768) -> Iterator[tuple[str, npt.
 @torch.no_grad()
 def given_symbols(model: MLICPlusPlus, picture: object) -> GivenSymbols:
     """What `model` would code for a picture (anything that `open_image` takes)."""
-    from mlic_fast.image import open_image
+    from mlic_fast.pictures.image import open_image
 
     parameter = next(model.parameters())
     x = pad_to_64(to_tensor(open_image(picture)).to(parameter.device, parameter.dtype), "fade")

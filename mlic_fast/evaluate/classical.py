@@ -17,7 +17,7 @@ from typing import Any
 from PIL import Image, features
 
 from mlic_fast.errors import CurveError
-from mlic_fast.image import Picture, Pixels
+from mlic_fast.pictures.image import Picture, Pixels
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ import numpy as np
 from mlic_fast.bitstream import sniff
 from mlic_fast.errors import ImageError
 from mlic_fast.evaluate.metrics import bits_per_pixel, measure
-from mlic_fast.image import Picture, Pixels, open_image
 from mlic_fast.limits import Limits
+from mlic_fast.pictures.image import Picture, Pixels, open_image
 
 
 @dataclass(frozen=True, eq=False)

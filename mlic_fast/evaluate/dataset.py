@@ -18,10 +18,10 @@ from mlic_fast.errors import ImageError, MlicError
 from mlic_fast.evaluate.classical import Codec
 from mlic_fast.evaluate.measurements import Measurement
 from mlic_fast.evaluate.metrics import Quality, measure
-from mlic_fast.files import write_whole
-from mlic_fast.image import Picture, open_image
 from mlic_fast.limits import Limits
-from mlic_fast.picture_files import find_pictures
+from mlic_fast.output import write_whole
+from mlic_fast.pictures.folder import find_pictures
+from mlic_fast.pictures.image import Picture, open_image
 
 if TYPE_CHECKING:
     from mlic_fast.codec import FileFormat
@@ -111,7 +111,7 @@ def of_model(
         from mlic_fast.bitstream import container, official
         from mlic_fast.codec import decode_tensor, encode
         from mlic_fast.evaluate.metrics import compare
-        from mlic_fast.image import to_pixels
+        from mlic_fast.pictures.image import to_pixels
 
         network = model()
         file = folder / name.with_name(f"{name.name}{'.mlic' if format == 'mlic' else '.bin'}")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mlic_fast.errors import ImageError
-from mlic_fast.image import Picture, Pixels, to_pixels
+from mlic_fast.pictures.image import Picture, Pixels, to_pixels
 
 if TYPE_CHECKING:
     import torch

@@ -19,7 +19,7 @@ from PIL import Image
 
 from mlic_fast.errors import ImageError
 from mlic_fast.evaluate.comparison import Entry, alike
-from mlic_fast.image import Pixels
+from mlic_fast.pictures.image import Pixels
 
 TEMPLATE = "compare.html"
 

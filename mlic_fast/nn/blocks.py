@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from compressai.layers import GDN
 from torch import Tensor, nn
 
-from mlic_fast.backend import choose
+from mlic_fast.compute.backend import choose
 from mlic_fast.ops.gdn import gdn
 from mlic_fast.ops.winograd import conv3x3, on_cpu_kernels
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from mlic_fast.precision import KeepsFloat32, conv
+from mlic_fast.compute.precision import KeepsFloat32, conv
 
 
 class ChannelContext(KeepsFloat32):

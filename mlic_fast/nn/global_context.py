@@ -10,9 +10,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from mlic_fast.checkerboard import Pass, keep
+from mlic_fast.compute.precision import KeepsFloat32, conv
 from mlic_fast.config import HEAD_WIDTH
 from mlic_fast.ops.linear_attention import checkerboard_linear_attention, linear_attention
-from mlic_fast.precision import KeepsFloat32, conv
 
 INTRA_HEADS = 2
 

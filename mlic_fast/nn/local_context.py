@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mlic_fast import backend
 from mlic_fast.checkerboard import Pass, unpack
+from mlic_fast.compute import backend
+from mlic_fast.compute.precision import Conv2d, KeepsFloat32, Linear
 from mlic_fast.config import WINDOW
 from mlic_fast.kernels.local_attention import HEADS, local_attention_full, relative_position_index, window_mask
 from mlic_fast.ops.local_attention import local_attention
-from mlic_fast.precision import Conv2d, KeepsFloat32, Linear
 
 
 def shared_mask(hyper: Tensor) -> Tensor | None:

@@ -9,12 +9,12 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from mlic_fast.backend import choose
 from mlic_fast.checkerboard import Pass, keep
+from mlic_fast.compute.backend import choose
+from mlic_fast.compute.precision import KeepsFloat32, conv
 from mlic_fast.config import Variant
 from mlic_fast.kernels.coding_steps import half_tanh_ref
 from mlic_fast.ops.coding_steps import residual_step
-from mlic_fast.precision import KeepsFloat32, conv
 
 
 class LatentResidualPrediction(KeepsFloat32):

@@ -13,8 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from mlic_fast.backend import choose
 from mlic_fast.checkerboard import Pass, pack, unpack
+from mlic_fast.compute.backend import choose
 from mlic_fast.nn.local_context import shared_mask
 from mlic_fast.nn.residual_prediction import add_residual
 

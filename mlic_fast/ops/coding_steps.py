@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mlic_fast import backend
 from mlic_fast.checkerboard import Pass
+from mlic_fast.compute import backend
+from mlic_fast.compute.nonfinite import non_finite
 from mlic_fast.errors import BackendError, CodingError, ConfigError, DeviceError
-from mlic_fast.finite import non_finite
 from mlic_fast.kernels import coding_steps as kernels
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlic_fast import backend
+from mlic_fast.compute import backend
+from mlic_fast.compute.precision import no_autocast
 from mlic_fast.errors import BackendError, DeviceError
 from mlic_fast.kernels import gdn as kernels
-from mlic_fast.precision import no_autocast
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _COMPILED_BACKWARD = (torch.float32, torch.bfloat16)

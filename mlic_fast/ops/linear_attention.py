@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlic_fast.backend import choose
+from mlic_fast.compute.backend import choose
 from mlic_fast.errors import BackendError, ConfigError, DeviceError
 from mlic_fast.kernels import linear_attention as kernels
 from mlic_fast.kernels.linear_attention_backward import backward

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlic_fast import backend
+from mlic_fast.compute import backend
+from mlic_fast.compute.precision import matmul, no_autocast
 from mlic_fast.config import WINDOW
 from mlic_fast.errors import BackendError, ConfigError
 from mlic_fast.kernels import local_attention as kernels
 from mlic_fast.kernels.local_attention import AREA, HEADS, local_attention_ref
 from mlic_fast.kernels.local_attention_backward import local_attention_rows_backward
-from mlic_fast.precision import matmul, no_autocast
 
 # Floats that the backward pass keeps of the windows of a block of rows or pictures, in each of two tensors (8 MiB).
 BLOCK_FLOATS = 2**21

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mlic_fast.backend import choose
+from mlic_fast.compute.backend import choose
 from mlic_fast.kernels import packed_steps as kernels
 
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mlic_fast import backend
+from mlic_fast.compute import backend
 from mlic_fast.ops.conv_of_gelu import conv3x3_of_gelu
 
 CHANNELS = 16  # widths are multiples of it

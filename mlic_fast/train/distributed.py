@@ -12,7 +12,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from mlic_fast.device import resolve_device
+from mlic_fast.compute.device import resolve_device
 from mlic_fast.errors import RecipeError
 
 # Longer than any validation of one process that others wait for.

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mlic_fast.files import write_whole
+from mlic_fast.output import write_whole
 
 STEPS, VALIDATIONS = "steps.csv", "validation.csv"
 _TENSORBOARD = "tensorboard"

@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 
-from mlic_fast.device import memory_errors
+from mlic_fast.compute.device import memory_errors
 from mlic_fast.errors import NoPicturesError, RecipeError, TrainingError
-from mlic_fast.files import write_whole
 from mlic_fast.model import MLICPlusPlus
-from mlic_fast.picture_files import find_pictures
+from mlic_fast.output import write_whole
+from mlic_fast.pictures.folder import find_pictures
 from mlic_fast.train import logs, state
 from mlic_fast.train.distributed import processes
 from mlic_fast.train.feed import Feed

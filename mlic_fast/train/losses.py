@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mlic_fast.precision import no_autocast
+from mlic_fast.compute.precision import no_autocast
 from mlic_fast.train.recipe import Metric
 
 # Wang, Simoncelli & Bovik 2003, "Multiscale structural similarity for image quality assessment".

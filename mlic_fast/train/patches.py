@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mlic_fast.errors import ConfigError, ImageError, LimitError, NoPicturesError
-from mlic_fast.image import open_image, read_head
-from mlic_fast.picture_files import find_pictures
+from mlic_fast.pictures.folder import find_pictures
+from mlic_fast.pictures.image import open_image, read_head
 
 Weighting = Literal["area", "even"]
 

@@ -21,9 +21,9 @@ from typing import Any, Literal
 from PIL import Image
 
 from mlic_fast.errors import MlicError, TrainingError
-from mlic_fast.files import write_whole
-from mlic_fast.image import Picture, open_image, read_head
 from mlic_fast.limits import Limits
+from mlic_fast.output import write_whole
+from mlic_fast.pictures.image import Picture, open_image, read_head
 
 Format = Literal["png", "webp"]
 Halve = Literal["lossy", "all", "none"]

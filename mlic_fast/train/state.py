@@ -19,7 +19,7 @@ import torch
 
 from mlic_fast.checkpoint import read_checkpoint
 from mlic_fast.errors import CheckpointError
-from mlic_fast.files import open_whole
+from mlic_fast.output import open_whole
 from mlic_fast.train.recipe import Recipe, recipe_from
 from mlic_fast.train.step import Trainee
 

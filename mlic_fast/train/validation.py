@@ -15,8 +15,8 @@ import numpy.typing as npt
 from mlic_fast.codec import decode, encode
 from mlic_fast.errors import MlicError
 from mlic_fast.evaluate.metrics import bits_per_pixel, measure
-from mlic_fast.image import open_image
-from mlic_fast.picture_files import find_pictures
+from mlic_fast.pictures.folder import find_pictures
+from mlic_fast.pictures.image import open_image
 from mlic_fast.train.distributed import Processes
 from mlic_fast.train.recipe import Recipe
 from mlic_fast.train.step import Trainee

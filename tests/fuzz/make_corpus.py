@@ -22,7 +22,7 @@ from PIL import Image, ImageCms
 from mlic_fast.bitstream import container, official
 from mlic_fast.bitstream.container import ChunkKind, Metadata, Mlic
 from mlic_fast.entropy.guard import MoveWriter
-from mlic_fast.image import pack_alpha
+from mlic_fast.pictures.image import pack_alpha
 
 CORPUS = Path(__file__).with_name("corpus")
 

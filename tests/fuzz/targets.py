@@ -19,14 +19,14 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 import mlic_fast.pillow  # noqa: F401 - registers the format
-from mlic_fast import metadata
 from mlic_fast.bitstream import container, official, sniff
 from mlic_fast.checkpoint.native import is_native, read_header
 from mlic_fast.checkpoint.pickle_scan import ScanError, scan_pickle
 from mlic_fast.entropy import guard
 from mlic_fast.errors import BitstreamError, CheckpointError, GuardError, LimitError, MlicError
-from mlic_fast.image import open_image, unpack_alpha
 from mlic_fast.limits import Limits
+from mlic_fast.pictures import metadata
+from mlic_fast.pictures.image import open_image, unpack_alpha
 
 # Small, so that no input costs more than milliseconds; `describe` has no limit on the picture.
 LIMITS = Limits(pixels=2**16, side=2**12, metadata_bytes=2**16)

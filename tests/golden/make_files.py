@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image
 
 import mlic_fast
-from mlic_fast.backend import use_backend
 from mlic_fast.codec import decode_tensor
+from mlic_fast.compute.backend import use_backend
 
 
 def pictures() -> dict[str, Image.Image]:

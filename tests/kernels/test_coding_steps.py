@@ -14,9 +14,9 @@ from mlic_fast.kernels import coding_steps as kernels
 from mlic_fast.kernels.language import HAS_TRITON
 from torch import Tensor
 
-from mlic_fast import backend
-from mlic_fast.backend import use_backend
 from mlic_fast.checkerboard import Pass, keep, pack, unpack
+from mlic_fast.compute import backend
+from mlic_fast.compute.backend import use_backend
 from mlic_fast.entropy.coding_steps import Reader, Writer
 from mlic_fast.entropy.range_coder import Decoder, Encoder
 from mlic_fast.entropy.tables import coding_tables

@@ -12,8 +12,8 @@ from mlic_fast.kernels.epilogue import bias_epilogue, bias_epilogue_ref
 from mlic_fast.kernels.language import HAS_TRITON, INTERPRETED
 from torch import Tensor
 
-from mlic_fast.backend import use_backend
-from mlic_fast.engine.cuda_layers import LAYOUT, CudaConvolution
+from mlic_fast.compute.backend import use_backend
+from mlic_fast.engine.gpu.layers import LAYOUT, CudaConvolution
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="Triton has packages for Linux only")

@@ -17,8 +17,8 @@ from mlic_fast.kernels.language import HAS_TRITON
 from mlic_fast.kernels.local_attention import local_attention_full, local_attention_ref, window_mask
 from torch import Tensor
 
-from mlic_fast import backend
 from mlic_fast.checkerboard import Pass, keep, pack
+from mlic_fast.compute import backend
 from mlic_fast.errors import BackendError, ConfigError
 from mlic_fast.nn.local_context import LocalContext, shared_mask
 from mlic_fast.ops import local_attention as ops
@@ -448,7 +448,7 @@ def test_local_context_on_kernels_is_the_plain_ones_nonanchors() -> None:
 _MEMORY = """
 import sys
 import torch
-from mlic_fast.backend import use_backend
+from mlic_fast.compute.backend import use_backend
 from mlic_fast.ops.local_attention import local_attention
 
 height, width, C = int(sys.argv[2]), int(sys.argv[3]), 32

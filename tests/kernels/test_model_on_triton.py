@@ -12,8 +12,8 @@ import torch
 from mlic_fast.kernels import language
 
 from mlic_fast import MLICPlusPlus, ModelConfig
-from mlic_fast.backend import use_backend
 from mlic_fast.checkerboard import Pass
+from mlic_fast.compute.backend import use_backend
 from mlic_fast.ops.coding_steps import decode_indexes, decode_values, encode_step, residual_step
 from mlic_fast.ops.gdn import gdn
 from mlic_fast.ops.linear_attention import checkerboard_linear_attention, linear_attention
@@ -48,8 +48,8 @@ def test_the_engine_s_calls_on_a_device(
 ) -> None:
     """Whole calls as on a GPU: its convolutions, packed steps and guard, against the readable model."""
     from mlic_fast.engine import Options, engine_for, forget_engines, layers
-    from mlic_fast.engine.cuda_layers import CudaConvolution
-    from mlic_fast.engine.device_steps import Entropy, compress, decompress
+    from mlic_fast.engine.gpu.layers import CudaConvolution
+    from mlic_fast.engine.gpu.programs import Entropy, compress, decompress
 
     torch.manual_seed(1)
     model = MLICPlusPlus(ModelConfig(N=16, M=64, slice_num=2)).eval().to(DEVICE)

@@ -14,7 +14,7 @@ from mlic_fast.kernels.coding_steps import BAD_SCALE, BAD_VALUE, LARGE_SYMBOL, W
 from mlic_fast.kernels.language import HAS_TRITON
 from torch import Tensor
 
-from mlic_fast.backend import use_backend
+from mlic_fast.compute.backend import use_backend
 from mlic_fast.ops import packed_steps as ops
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

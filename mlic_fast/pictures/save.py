@@ -11,7 +11,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from mlic_fast.errors import ImageError
-from mlic_fast.metadata import EXIF_PREFIX
+from mlic_fast.pictures.metadata import EXIF_PREFIX
 
 # Formats whose files hold alpha; several others of Pillow's drop it without a word.
 _WITH_ALPHA = {"AVIF", "JPEG2000", "PNG", "TGA", "TIFF", "WEBP"}

@@ -59,7 +59,7 @@ def encode_many(
     and waits for what has.
     """
     from mlic_fast.codec import encode, open_model
-    from mlic_fast.device import take_own_stream
+    from mlic_fast.compute.device import take_own_stream
 
     network = open_model(model, device)
 
@@ -92,7 +92,7 @@ def decode_many(
     errors: as for `encode_many`.
     """
     from mlic_fast.codec import decode, open_model
-    from mlic_fast.device import resolve_device, take_own_stream
+    from mlic_fast.compute.device import resolve_device, take_own_stream
 
     place = resolve_device(device)
     named = None if model is None else open_model(model, device)

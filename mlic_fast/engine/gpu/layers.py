@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mlic_fast.backend import choose
+from mlic_fast.compute.backend import choose
+from mlic_fast.compute.precision import conv2d, linear
 from mlic_fast.kernels import epilogue
-from mlic_fast.precision import conv2d, linear
 
 LAYOUT = torch.channels_last
 

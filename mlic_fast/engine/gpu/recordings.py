@@ -20,8 +20,8 @@ from weakref import WeakKeyDictionary, ref
 
 import torch
 
-from mlic_fast.device import is_memory_error
-from mlic_fast.engine.graphs import Executor, Part, PlainExecutor, Recorder, Recording
+from mlic_fast.compute.device import is_memory_error
+from mlic_fast.engine.gpu.graphs import Executor, Part, PlainExecutor, Recorder, Recording
 from mlic_fast.errors import ConfigError
 
 VARIABLE = "MLIC_FAST_GRAPH_MEMORY"

@@ -2,7 +2,7 @@
 """What comes with a picture beside its pixels: colour profile, EXIF, XMP, comment, thumbnail.
 
 Between three forms: `Image.info` as Pillow's plugins fill it, the fields of a
-`mlic_fast.image.Picture`, and the chunks of an .mlic file. No torch.
+`mlic_fast.pictures.image.Picture`, and the chunks of an .mlic file. No torch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mlic_fast.errors import BitstreamError, ImageError, LimitError
 from mlic_fast.limits import Limits
 
 if TYPE_CHECKING:
-    from mlic_fast.image import Picture
+    from mlic_fast.pictures.image import Picture
 
 MAX_THUMBNAIL_SIDE = 512
 EXIF_PREFIX = b"Exif\0\0"  # in front of EXIF data in JPEG files, and in Pillow's info
@@ -100,7 +100,7 @@ def make_thumbnail(picture: Picture, side: int) -> bytes:
     side: of the longer side in pixels, 1 to 512; no picture is enlarged, and one whose file
     would be larger than 64 KiB becomes smaller. Raises ImageError for another side.
     """
-    from mlic_fast.image import to_pillow
+    from mlic_fast.pictures.image import to_pillow
 
     if not isinstance(side, int) or isinstance(side, bool) or not 1 <= side <= MAX_THUMBNAIL_SIDE:
         raise ImageError(f"a thumbnail's longer side has 1 to {MAX_THUMBNAIL_SIDE} pixels, not {side!r}")

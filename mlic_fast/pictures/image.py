@@ -23,13 +23,13 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile
 
-from mlic_fast import metadata
 from mlic_fast.bitstream.container import Mlic
 from mlic_fast.bitstream.container import Mode as Mode
 from mlic_fast.bitstream.container import Padding as Padding
 from mlic_fast.config import PADDING_UNIT
 from mlic_fast.errors import BitstreamError, ImageError, LimitError, MlicError, NonFiniteError
 from mlic_fast.limits import Limits
+from mlic_fast.pictures import metadata
 
 if TYPE_CHECKING:
     import torch

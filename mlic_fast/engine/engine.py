@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar, get_args
 import torch
 from torch import Tensor
 
+from mlic_fast.compute.precision import no_autocast
 from mlic_fast.engine.budget import default_budget
 from mlic_fast.engine.layers import has_bfloat16_unit
 from mlic_fast.engine.transforms import (
@@ -22,7 +23,6 @@ from mlic_fast.engine.transforms import (
 from mlic_fast.engine.walk import CompiledSlices, PackedSteps, Stages, walk
 from mlic_fast.errors import ConfigError
 from mlic_fast.nn.slices import SliceNetworks
-from mlic_fast.precision import no_autocast
 
 if TYPE_CHECKING:
     from mlic_fast.model import MLICPlusPlus

@@ -4,7 +4,7 @@
 Encoding is one part: everything from the picture to symbols, indexes and the guard's moves, which the host fetches in
 one copy and codes afterwards. Decoding is two parts a pass. The first finds indexes, for which the host waits; while it
 reads their symbols, the device computes the means to them in the second. Parts are recorded and replayed, see
-mlic_fast.engine.graphs.
+mlic_fast.engine.gpu.graphs.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ import torch
 from compressai.entropy_models import EntropyBottleneck, GaussianConditional
 from torch import Tensor
 
-from mlic_fast.backend import choose
 from mlic_fast.checkerboard import Pass
-from mlic_fast.engine.compiled import Engine
-from mlic_fast.engine.graphs import CudaRecorder, Executor, Part
-from mlic_fast.engine.instances import Instances, ProgramT, run_plain
-from mlic_fast.engine.mailbox import Mailbox
+from mlic_fast.compute.backend import choose
+from mlic_fast.compute.nonfinite import non_finite
+from mlic_fast.compute.precision import no_autocast
+from mlic_fast.engine.engine import Engine
+from mlic_fast.engine.gpu.graphs import CudaRecorder, Executor, Part
+from mlic_fast.engine.gpu.pinned import Mailbox
+from mlic_fast.engine.gpu.recordings import Instances, ProgramT, run_plain
 from mlic_fast.engine.walk import Stages
 from mlic_fast.entropy.factorized import decode_hyper_symbols, encode_hyper_symbols
 from mlic_fast.entropy.moved_boundaries import GuardReader, GuardWriter, MovePlanner
 from mlic_fast.entropy.range_coder import Decoder, Encoder
 from mlic_fast.entropy.tables import coding_tables
 from mlic_fast.errors import BitstreamError, GuardError
-from mlic_fast.finite import non_finite
 from mlic_fast.ops.coding_steps import check_flags
 from mlic_fast.ops.packed_steps import encode_packed, flag_count, packed_indexes, packed_values
-from mlic_fast.precision import no_autocast
 
 Result = TypeVar("Result")
 
