@@ -13,7 +13,7 @@ import torch
 from compressai import ans
 from torch import Tensor
 
-from mlic_fast.checkerboard import Pass, pack, unpack
+from mlic_fast.checkerboard import Parity, pack, unpack
 from mlic_fast.compute.backend import plain_path
 from mlic_fast.model import MLICPlusPlus
 from mlic_fast.nn.slices import walk
@@ -57,14 +57,14 @@ class _Writer:
         self._symbols: list[int] = []
         self._indexes: list[int] = []
 
-    def __call__(self, colour: Pass, y: Tensor | None, scales: Tensor, means: Tensor) -> Tensor:
+    def __call__(self, parity: Parity, y: Tensor | None, scales: Tensor, means: Tensor) -> Tensor:
         assert y is not None
-        indexes = self._gaussian.build_indexes(pack(scales, colour))
-        packed_means = pack(means, colour)
-        symbols = self._gaussian.quantize(pack(y, colour), "symbols", packed_means)
+        indexes = self._gaussian.build_indexes(pack(scales, parity))
+        packed_means = pack(means, parity)
+        symbols = self._gaussian.quantize(pack(y, parity), "symbols", packed_means)
         self._symbols.extend(symbols.flatten().tolist())
         self._indexes.extend(indexes.flatten().tolist())
-        return unpack(symbols + packed_means, colour)
+        return unpack(symbols + packed_means, parity)
 
     def string(self) -> bytes:
         encoder = ans.BufferedRansEncoder()
@@ -81,9 +81,9 @@ class _Reader:
         self._decoder = ans.RansDecoder()
         self._decoder.set_stream(string)
 
-    def __call__(self, colour: Pass, y: Tensor | None, scales: Tensor, means: Tensor) -> Tensor:
-        indexes = self._gaussian.build_indexes(pack(scales, colour))
-        packed_means = pack(means, colour)
+    def __call__(self, parity: Parity, y: Tensor | None, scales: Tensor, means: Tensor) -> Tensor:
+        indexes = self._gaussian.build_indexes(pack(scales, parity))
+        packed_means = pack(means, parity)
         symbols = self._decoder.decode_stream(indexes.flatten().tolist(), *self._tables)
         values = torch.tensor(symbols, device=means.device).reshape(packed_means.shape) + packed_means
-        return unpack(values, colour)
+        return unpack(values, parity)

@@ -22,11 +22,11 @@ from compressai.entropy_models import GaussianConditional
 from mlic_fast.kernels import coding_steps as kernels
 from torch import Tensor
 
-from mlic_fast.checkerboard import Pass, keep, pack, unpack
+from mlic_fast.checkerboard import Parity, keep, pack, unpack
 from mlic_fast.ops import coding_steps as ops
 
 C = 32
-COLOUR = Pass.ANCHOR
+COLOUR = Parity.ANCHOR
 
 
 class Case(NamedTuple):

@@ -32,29 +32,29 @@ os.environ.setdefault("TRITON_INTERPRET", "1")  # must be set before Triton is i
 import numpy as np
 import torch
 from full_size import full_size_model
+from mlic_fast.entropy.coding_steps import Reader, Writer
+from mlic_fast.nn.slices import walk
 from rows import RESULTS, commit, machine
 from torch import Tensor
 
 from mlic_fast import MlicError
-from mlic_fast.checkerboard import Pass
+from mlic_fast.checkerboard import Parity
 from mlic_fast.codec import open_model
 from mlic_fast.compute.backend import plain_path, use_backend
 from mlic_fast.engine import PackedReader, PackedWriter, engine_for
-from mlic_fast.entropy.coding_steps import Reader, Writer
 from mlic_fast.entropy.factorized import encode_hyper_latent
 from mlic_fast.entropy.moved_boundaries import GuardReader, GuardWriter, share
 from mlic_fast.entropy.range_coder import Decoder, Encoder
 from mlic_fast.entropy.tables import coding_tables
 from mlic_fast.evaluate.calibration import in_float64, on_threads, pictures, without_onednn
 from mlic_fast.model import MLICPlusPlus
-from mlic_fast.nn.slices import walk
 from mlic_fast.pictures.image import open_image, pad_to_64, to_tensor
 
 NOISE = 1e-5  # relative, in every mean and decoded latent
 SMALL = 64 * 64  # pixels, for what is interpreted
 
 Deltas = float | Tensor
-CodePass = Callable[[Pass, "Tensor | None", Tensor, Tensor], Tensor]
+CodePass = Callable[[Parity, "Tensor | None", Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -104,12 +104,12 @@ class _Noise:
         self._generator = torch.Generator().manual_seed(seed)
         self._first = float(np.log(float(model.gaussian_conditional.get_buffer("scale_table")[0])))
 
-    def __call__(self, colour: Pass, y: Tensor | None, scales: Tensor, means: Tensor) -> Tensor:
+    def __call__(self, parity: Parity, y: Tensor | None, scales: Tensor, means: Tensor) -> Tensor:
         logs = scales.double().clamp_min(1e-300).log()
         delta = self._deltas[self._passes].view(1, -1, 1, 1) if self._deltas.dim() else self._deltas
         self._passes += 1
         scales = (scales.double() * (self._uniform(scales) * delta / 2 * share(logs, self._first)).exp()).float()
-        values = self._code(colour, y, scales, means * (1 + NOISE * self._uniform(means)).float())
+        values = self._code(parity, y, scales, means * (1 + NOISE * self._uniform(means)).float())
         return values * (1 + NOISE * self._uniform(values)).float()
 
     def _uniform(self, like: Tensor) -> Tensor:
@@ -214,7 +214,7 @@ def samples(folder: Path, quick: bool) -> Iterator[Callable[[], Sample]]:
 def _sample(name: str, model: MLICPlusPlus, pixels: Any) -> Sample:
     x = pad_to_64(to_tensor(open_image(pixels)), "fade")
     y = model.g_a(x)
-    z_hat = encode_hyper_latent(model.entropy_bottleneck, model._medians(), model.h_a(y))[1]
+    z_hat = encode_hyper_latent(model.entropy, model.h_a(y))[1]
     return Sample(name, model, y, z_hat, pixels.shape[0] * pixels.shape[1])
 
 

@@ -42,8 +42,8 @@ from trial_pictures import Trial
 from mlic_fast import model as model_module
 from mlic_fast.engine import Options, engine_for
 from mlic_fast.engine.gpu import programs as device_steps
-from mlic_fast.engine.gpu.programs import Coded, Entropy
-from mlic_fast.engine.gpu.recordings import Instances
+from mlic_fast.engine.gpu.recordings import RecordedPrograms
+from mlic_fast.entropy.coders import Coded
 from mlic_fast.entropy.guard import DEFAULT_DELTA
 from mlic_fast.entropy.range_coder import CodingTables, Decoder, Encoder
 from mlic_fast.evaluate.calibration import on_threads
@@ -121,7 +121,7 @@ class Codec:
         self.model = small_model() if smoke else full_size_model()
         # the small filling was never calibrated
         self.deltas = 10 * DEFAULT_DELTA if smoke else self.model.guard_deltas
-        self._entropy = Entropy(self.model.gaussian_conditional, self.model.entropy_bottleneck)
+        self._entropy = self.model.entropy
         # a model keeps the engines of two options only, so each gets one of its own, which shares the weights
         self._models = {options: copy.copy(self.model) for options in {setting.options for setting in SETTINGS}}
         for options, model in self._models.items():
@@ -131,7 +131,7 @@ class Codec:
                     sys.exit("there is no engine here: unset MLIC_FAST_ENGINE and MLIC_FAST_BACKEND, build the kernels")
         self._recorder = _recorder()
         self._recorder.on_run = self._replayed
-        self._instances = Instances(self._recorder)
+        self._instances = RecordedPrograms(self._recorder)
         self._replays = 0
         self._seen: set[tuple[str, tuple[int, ...], bool]] = set()
 
@@ -162,17 +162,22 @@ class Codec:
             raise RuntimeError(f"the picture is {list(x_hat.shape)}, not {list(wanted)}, or not finite")
         return attempts[-1]
 
-    def _write(self, x: Tensor, deltas: float | Tensor | None, instances: Instances | None) -> Coded:
+    def _write(self, x: Tensor, deltas: float | Tensor | None, instances: RecordedPrograms | None) -> Coded:
         return device_steps.compress(self._engine(), self._entropy, x, deltas, instances)
 
-    def _read(self, coded: Coded, z_shape: tuple[int, int], instances: Instances | None) -> Tensor:
+    def _read(self, coded: Coded, z_shape: tuple[int, int], instances: RecordedPrograms | None) -> Tensor:
         return device_steps.decompress(self._engine(), self._entropy, coded.y, coded.z, z_shape, coded.guard, instances)
 
     def _engine(self) -> Any:
         return engine_for(self._models[FLOAT32], FLOAT32)
 
     def _on_device_path(
-        self, what: str, setting: Setting, shape: Sequence[int], guarded: bool, call: Callable[[Instances | None], Any]
+        self,
+        what: str,
+        setting: Setting,
+        shape: Sequence[int],
+        guarded: bool,
+        call: Callable[[RecordedPrograms | None], Any],
     ) -> Any:
         if not setting.recorded:
             return call(None)

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from mlic_fast.kernels.language import tl, triton
 from torch import Tensor
 
-from mlic_fast.checkerboard import Pass, pack, unpack
+from mlic_fast.checkerboard import Parity, pack, unpack
 from mlic_fast.compute.precision import matmul
 
 # At most so many splits of the positions; the kernels that combine them hold all at once.
@@ -55,7 +55,7 @@ def _exp(x):
 
 @triton.jit
 def _place(index, half_width, FIRST: tl.constexpr, CHECKERBOARD: tl.constexpr):
-    """Position in the map of the index-th position of a colour; FIRST is the colour's first column in row 0."""
+    """Position in the map of the index-th position of a parity; FIRST is the parity's first column in row 0."""
     place = index
     if CHECKERBOARD:
         place = 2 * index + (((index // half_width) & 1) ^ FIRST)
@@ -215,7 +215,7 @@ class Split(NamedTuple):
 
     width: int  # channels of a head
     positions: int  # h·w
-    read: int  # positions that are read: all, or those of one colour
+    read: int  # positions that are read: all, or those of one parity
     half_width: int  # w // 2
     length: int  # positions of a split
     splits: int
@@ -335,13 +335,13 @@ def checkerboard_linear_attention_ref(queries: Tensor, keys: Tensor, values: Ten
     official code's do and the order of a sum decides its last bit.
     """
     width = queries.shape[1] // heads
-    keys, values = pack(keys, Pass.ANCHOR), pack(values, Pass.ANCHOR)
-    queries = pack(queries, Pass.NONANCHOR)
+    keys, values = pack(keys, Parity.ANCHOR), pack(values, Parity.ANCHOR)
+    queries = pack(queries, Parity.NONANCHOR)
     attended = []
     for query, key, value in zip(*(x.split(width, dim=1) for x in (queries, keys, values)), strict=True):
         shares = F.softmax(key.flatten(2), dim=2).view_as(key)
-        key, value = unpack(shares, Pass.ANCHOR), unpack(value, Pass.ANCHOR)
-        query = unpack(F.softmax(query, dim=1), Pass.NONANCHOR)
+        key, value = unpack(shares, Parity.ANCHOR), unpack(value, Parity.ANCHOR)
+        query = unpack(F.softmax(query, dim=1), Parity.NONANCHOR)
         context = matmul(key.flatten(2), value.flatten(2).transpose(1, 2))  # [B, width, width]
         attended.append(matmul(context.transpose(1, 2), query.flatten(2)).view_as(query))
     return torch.cat(attended, dim=1)

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from mlic_fast.kernels.language import tl, triton
 from torch import Tensor
 
-from mlic_fast.checkerboard import Pass, pack
+from mlic_fast.checkerboard import Parity, pack
 from mlic_fast.compute.precision import conv2d, linear, matmul
 from mlic_fast.config import WINDOW
 
@@ -410,7 +410,7 @@ def local_attention_ref(
     batch, _, height, width = qkv.shape
     full = local_attention_full(qkv, position_table, fusion_weight, fusion_bias, proj_weight, proj_bias)
     maps = full.transpose(1, 2).reshape(batch, -1, height, width)
-    return pack(maps, Pass.NONANCHOR).permute(0, 2, 3, 1).contiguous()
+    return pack(maps, Parity.NONANCHOR).permute(0, 2, 3, 1).contiguous()
 
 
 def aot_configs(kernel: Any, *widths: int, **constants: Any) -> list[Any]:

@@ -46,39 +46,7 @@ def local_attention_rows_backward(
 _Map = tuple[int, int, int, int, int]
 _Shape = tuple[int, int, int, int]
 
-def encode_step(
-    values: _Map,
-    y: _Map,
-    scales: _Map,
-    means: _Map,
-    shape: _Shape,
-    table: int,
-    rows: int,
-    bound: int,
-    symbols: int,
-    indexes: int,
-    flags: int,
-    first: int,
-    clear: bool,
-    wide: bool,
-    threads: int,
-) -> None: ...
-def decode_indexes(
-    scales: _Map,
-    means: _Map,
-    shape: _Shape,
-    table: int,
-    rows: int,
-    bound: int,
-    indexes: int,
-    flags: int,
-    first: int,
-    threads: int,
-) -> None: ...
-def decode_values(
-    values: _Map, symbols: int, wide: bool, means: _Map, shape: _Shape, first: int, clear: bool, threads: int
-) -> None: ...
-def residual_step(values: _Map, logits: _Map, shape: _Shape, first: int, threads: int) -> None: ...
+def add_residual(values: _Map, logits: _Map, shape: _Shape, first: int, threads: int) -> None: ...
 def gdn(
     x: int,
     residual: int,

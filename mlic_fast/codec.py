@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from mlic_fast import coding
 from mlic_fast.bitstream import container, official, sniff
 from mlic_fast.checkpoint import fingerprint
 from mlic_fast.compute.device import memory_errors, resolve_device
 from mlic_fast.errors import BitstreamError, DeviceError, ImageError, WrongWeightsError
 from mlic_fast.limits import Limits
-from mlic_fast.model import MLICPlusPlus, fingerprints
+from mlic_fast.nn.network import Network
 from mlic_fast.pictures.image import (
     Mode,
     Padding,
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 FileFormat = Literal["mlic", "official"]
-Model = MLICPlusPlus | str | PathLike[str] | None
+Model = Network | str | PathLike[str] | None
 
 
 def encode(
@@ -86,8 +87,7 @@ def encode(
         padding: Padding = "zero" if format == "official" else "fade"
         x = pad_to_64(to_tensor(picture).to(_device_of(network)), padding)
         deltas = network.guard_deltas if guard and format == "mlic" else None
-        coded = network.compress(x, exact=format == "official", guard=deltas)
-    (y,), (z,) = coded["strings"]
+        y, (z,), moves = coding.compress(network, x, exact=format == "official", deltas=deltas)
     if format == "official":
         return official.write(official.OfficialFile(height=picture.height, width=picture.width, y=y, z=z))
     return container.write(
@@ -101,7 +101,7 @@ def encode(
             z=z,
             y=y,
             padding=padding,
-            guard=coded.get("guard"),
+            guard=moves,
             alpha=None if picture.alpha is None else pack_alpha(picture.alpha),
             metadata=extras,
         )
@@ -161,12 +161,11 @@ def _decode_tensor(
     with memory_errors(f"decoding {width} x {height} pixels"):
         network = open_model_of(file, model, device)
         exact = isinstance(file, official.OfficialFile)
-        strings = [[file.y], [file.z]]
-        x_hat = network.decompress(strings, file.z_shape, exact=exact, guard=guard, limits=limits)["x_hat"]
+        x_hat = coding.decompress(network, coding.Coded(file.y, [file.z], guard), file.z_shape, exact=exact)
     return crop(x_hat, height, width), file.mode if isinstance(file, container.Mlic) else "rgb"
 
 
-def model_fingerprint(model: MLICPlusPlus) -> bytes:
+def model_fingerprint(model: Network) -> bytes:
     """SHA-256 over the model's weights and coding tables (32 bytes), remembered until they change.
 
     Raises WrongWeightsError for a model whose weights are not float32: they are others than those that
@@ -179,12 +178,12 @@ def model_fingerprint(model: MLICPlusPlus) -> bytes:
             f"the model has {', '.join(sorted(other))} weights, which files cannot be written or read with: keep the "
             "weights in float32, and for 16-bit arithmetic run the model under torch.autocast"
         )
-    return fingerprints.get(model, state.values(), lambda: fingerprint(state))
+    return coding.fingerprints.get(model, state.values(), lambda: fingerprint(state))
 
 
-def open_model(model: Model = None, device: str | torch.device | None = None) -> MLICPlusPlus:
+def open_model(model: Model = None, device: str | torch.device | None = None) -> Network:
     """The model that `encode` uses for these arguments. Models from files are kept for later calls."""
-    if isinstance(model, MLICPlusPlus):
+    if isinstance(model, Network):
         wanted, here = None if device is None else resolve_device(device), _device_of(model)
         if wanted is not None and (wanted.type != here.type or wanted.index not in (None, here.index)):
             raise DeviceError(f"the model is on {here}, not on {device}: move it there with model.to()")
@@ -197,7 +196,7 @@ def open_model(model: Model = None, device: str | torch.device | None = None) ->
 
 def open_model_of(
     data: Any, model: Model = None, device: str | torch.device | None = None, limits: Limits | None = None
-) -> MLICPlusPlus:
+) -> Network:
     """The model that `decode` uses for these arguments; data: a compressed file's bytes.
 
     Raises what `decode` raises, WrongWeightsError above all.
@@ -234,10 +233,10 @@ _loading = threading.RLock()
 
 # As many as there are λ in the published family, for rate control.
 @lru_cache(maxsize=6)
-def _loaded(path: Path, version: tuple[int, int], device: str) -> MLICPlusPlus:
+def _loaded(path: Path, version: tuple[int, int], device: str) -> Network:
     # Kept, so that a loop over pictures reads the weights once; a file that changed is read again.
-    return MLICPlusPlus.from_checkpoint(path, device)
+    return Network.from_checkpoint(path, device)
 
 
-def _device_of(model: MLICPlusPlus) -> torch.device:
+def _device_of(model: Network) -> torch.device:
     return next(model.parameters()).device

@@ -5,46 +5,24 @@ from __future__ import annotations
 
 import operator
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import Any
 
 import torch
 from compressai.entropy_models import EntropyBottleneck, GaussianConditional
 from compressai.models import CompressionModel
-from compressai.ops import quantize_ste
-from torch import Tensor, nn
+from torch import Tensor
 
-from mlic_fast.compute.backend import choose, is_named, plain_path
-from mlic_fast.compute.derived import Remembered
-from mlic_fast.compute.device import memory_errors, resolve_device
-from mlic_fast.compute.precision import KeepsFloat32, at_least_float32, no_autocast
-from mlic_fast.config import PADDING_UNIT, ModelConfig
-from mlic_fast.engine import Engine, Options, PackedReader, PackedWriter, engine_for, forget_engines
-from mlic_fast.engine.gpu import programs as device_steps
-from mlic_fast.entropy.coding_steps import Estimator, Reader, Writer
-from mlic_fast.entropy.factorized import decode_hyper_latent, encode_hyper_latent, likelihoods_with_noise
-from mlic_fast.entropy.guard import DEFAULT_DELTA
-from mlic_fast.entropy.moved_boundaries import GuardReader, GuardWriter
-from mlic_fast.entropy.range_coder import Decoder, Encoder
-from mlic_fast.entropy.tables import coding_tables, forget_tables
-from mlic_fast.errors import BitstreamError, GuardError, ImageError
+from mlic_fast import coding
+from mlic_fast.compute.precision import KeepsFloat32, no_autocast
+from mlic_fast.config import PADDING_UNIT
+from mlic_fast.engine import Options
+from mlic_fast.entropy.coders import code
+from mlic_fast.entropy.estimator import Estimator, likelihoods_with_noise, round_straight_through
+from mlic_fast.errors import BitstreamError, ImageError
 from mlic_fast.limits import Limits
-from mlic_fast.nn.analysis import AnalysisTransform
-from mlic_fast.nn.channel_context import ChannelContext
-from mlic_fast.nn.entropy_parameters import EntropyParameters
-from mlic_fast.nn.global_context import GlobalInterContext, GlobalIntraContext
-from mlic_fast.nn.hyperprior import HyperAnalysis, HyperSynthesis
-from mlic_fast.nn.local_context import LocalContext
-from mlic_fast.nn.residual_prediction import LatentResidualPrediction
-from mlic_fast.nn.slices import walk
-from mlic_fast.nn.synthesis import SynthesisTransform
-
-# SHA-256 over a model's weights and tables
-fingerprints: Remembered[bytes] = Remembered()
-
-_TABLES = ("_quantized_cdf", "_offset", "_cdf_length", "scale_table")
+from mlic_fast.nn.network import Network
 
 
 class _EntropyBottleneck(KeepsFloat32, EntropyBottleneck):
@@ -55,7 +33,7 @@ class _GaussianConditional(KeepsFloat32, GaussianConditional):
     pass
 
 
-class MLICPlusPlus(CompressionModel):
+class MLICPlusPlus(Network, CompressionModel):
     """The learned image codec MLIC++ (Jiang & Wang 2023, arXiv 2307.15421).
 
     config: the official configuration object (attributes N, M, slice_num, context_window), a
@@ -67,41 +45,19 @@ class MLICPlusPlus(CompressionModel):
     on it. Raises ConfigError for a configuration that the architecture does not allow.
     """
 
+    # CompressionModel's, which has no annotations
+    update: Callable[..., bool]
+    aux_loss: Callable[[], Tensor]
+
     def __init__(self, config: Any = None) -> None:
-        super().__init__()
-        self.config = c = ModelConfig() if config is None else ModelConfig.from_object(config)
-        N, M, C = c.N, c.M, c.slice_width
-        self.name = ""  # for people: files say which model they were written with
+        super().__init__(config)
         self.engine_options = Options()  # how the engine computes that evaluation mode uses, see mlic_fast.engine
-        # What files allow for differences between machines: δ in log-scale, or one of each pass and channel.
-        self.guard_deltas: float | Tensor = DEFAULT_DELTA
-        self.N, self.M, self.slice_num, self.slice_ch, self.context_window = N, M, c.slice_num, C, c.context_window
 
-        # The order of construction is the official one: the same seed gives the same initial weights.
-        self.entropy_bottleneck = _EntropyBottleneck(N)
-        self.g_a = AnalysisTransform(N, M)
-        self.g_s = SynthesisTransform(N, M, c.variant)
-        self.h_a = HyperAnalysis(N, M)
-        self.h_s = HyperSynthesis(N, M)
-        self.gaussian_conditional = _GaussianConditional(None)
+    def _bottleneck(self, channels: int) -> EntropyBottleneck:
+        return _EntropyBottleneck(channels)
 
-        def each_slice(make: Callable[[int], nn.Module], first: int = 0) -> nn.ModuleList:
-            # None keeps the official numbering: contexts between slices begin at slice 1
-            modules: list[Any] = [make(i) if i >= first else None for i in range(c.slice_num)]
-            return nn.ModuleList(modules)
-
-        self.local_context = each_slice(lambda i: LocalContext(C))
-        self.channel_context = each_slice(lambda i: ChannelContext(i * C, C), first=1)
-        self.global_inter_context = each_slice(lambda i: GlobalInterContext(i * C, C), first=1)
-        self.global_intra_context = each_slice(lambda i: GlobalIntraContext(C), first=1)
-        # hyper-parameters 2M; between slices: 2C global, 4C channel; within: 2C local, 2C global
-        self.entropy_parameters_anchor = each_slice(lambda i: EntropyParameters(2 * M + (6 * C if i else 0), C))
-        self.entropy_parameters_nonanchor = each_slice(
-            lambda i: EntropyParameters(2 * M + 2 * C + (8 * C if i else 0), C)
-        )
-        # hyper means M, decoded slices iC, current slice C
-        self.lrp_anchor = each_slice(lambda i: LatentResidualPrediction(M + (i + 1) * C, C, c.variant))
-        self.lrp_nonanchor = each_slice(lambda i: LatentResidualPrediction(M + (i + 1) * C, C, c.variant))
+    def _gaussian(self) -> GaussianConditional:
+        return _GaussianConditional(None)
 
     def forward(self, x: Tensor, noise: tuple[Tensor, Tensor] | None = None) -> dict[str, Any]:
         """Reconstruct x and estimate its rate, without coding.
@@ -113,29 +69,30 @@ class MLICPlusPlus(CompressionModel):
         "z_likelihoods": [B, N, H/64, W/64]}}. In training mode likelihoods are those of noisy values and
         rounding passes gradients straight through.
         """
-        y, z = self._analyse(x)
+        _check_input(x)
+        y, z = self.analyse(x)
         with no_autocast(x.device):
             if noise is None:
                 z_likelihoods = self.entropy_bottleneck(z)[1]
             else:
                 z_likelihoods = likelihoods_with_noise(self.entropy_bottleneck, z, noise[1])
-            medians = self._medians()
-            z_hat = quantize_ste(z - medians) + medians
-            estimator = Estimator(self.gaussian_conditional, None if noise is None else noise[0])
-            y_hat = walk(self, self.h_s(z_hat), y, estimator)
+            medians = self.entropy_bottleneck.quantiles[:, :, 1:2]
+            z_hat = round_straight_through(z - medians) + medians
+            estimator = Estimator(self.gaussian_conditional, y, self.slice_num, None if noise is None else noise[0])
+            y_hat = code(self.walk(z_hat), estimator)
             y_likelihoods = estimator.likelihoods()
         return {
-            "x_hat": self._synthesise(y_hat),
+            "x_hat": self.synthesise(y_hat),
             "likelihoods": {"y_likelihoods": y_likelihoods, "z_likelihoods": z_likelihoods},
         }
 
-    @torch.no_grad()
-    def compress(self, x: Tensor, *, exact: bool = True, guard: float | Tensor | None = None) -> dict[str, Any]:
+    def compress(self, x: Tensor, *, exact: bool | None = None, guard: float | Tensor | None = None) -> dict[str, Any]:
         """Code x into strings.
 
         x: float [B, 3, H, W] in [0, 1], H and W multiples of 64.
-        exact: take the official operators, so that the official code decodes the strings; False: take kernels,
-            whose scales differ in the last bits. A backend named by MLIC_FAST_BACKEND goes before either.
+        exact: True: take the official operators, so that the official code decodes the strings; False: take the engine,
+            whose scales differ in the last bits. None: False, or what the environment variable MLIC_FAST_EXACT says. A
+            backend named by MLIC_FAST_BACKEND goes before all of them.
         guard: None: the official layout. δ in log-scale, or δ of each pass and channel [passes, C], `guard_deltas` for
             instance: symbols are coded so that whoever computes the scales with an error below it can decode them,
             given the guard returned.
@@ -145,217 +102,59 @@ class MLICPlusPlus(CompressionModel):
         where tables are missing or a symbol is out of the coder's range, GuardError for a δ out of range, or not
         one of each pass and channel.
         """
-        start = self._seconds(x.device)
+        start = _seconds(x.device)
         _check_input(x)
-        self._check_deltas(guard)
-        with _operators(exact):
-            engine = engine_for(self, self.engine_options)
-            if engine is not None and x.device.type == "cuda":
-                y_string, z_strings, moves = device_steps.compress(engine, self._entropy(), x, guard)
-                return self._coded(y_string, z_strings, (x.shape[2] // 64, x.shape[3] // 64), moves, start, x.device)
-            mover = None if guard is None else GuardWriter(self._scale_table(), guard)
-            y, z = self._analyse(x) if engine is None else engine.analyse(x)
-            with no_autocast(x.device):
-                z_strings, z_hat = encode_hyper_latent(self.entropy_bottleneck, self._medians(), z)
-                encoder = Encoder(coding_tables(self.gaussian_conditional))
-                if engine is None:
-                    walk(self, self.h_s(z_hat), y, Writer(encoder, self.gaussian_conditional, mover))
-                else:
-                    engine.walk(z_hat, y, PackedWriter(encoder, self.gaussian_conditional, mover))
-                y_string = encoder.finish()
-        moves = None if mover is None else mover.finish()
-        return self._coded(y_string, z_strings, z.shape[-2:], moves, start, x.device)
+        y, z, moves = coding.compress(self, x, exact=exact, deltas=guard)
+        shape = torch.Size((x.shape[2] // PADDING_UNIT, x.shape[3] // PADDING_UNIT))
+        coded = {"strings": [[y], z], "shape": shape, "cost_time": _seconds(x.device) - start}
+        return coded if moves is None else coded | {"guard": moves}
 
-    @torch.no_grad()
     def decompress(
         self,
         strings: Sequence[Sequence[bytes]],
         shape: Sequence[int],
         *,
-        exact: bool = True,
+        exact: bool | None = None,
         guard: bytes | None = None,
         limits: Limits | None = None,
     ) -> dict[str, Any]:
-        """Decode what `compress` wrote.
+        """Decode what `compress` wrote, or the official code.
 
-        strings, shape: as `compress` returns them. exact: as they were written; where the one way fails, the
-        other is tried. guard: as `compress` returned it. limits: what a picture may measure; None: Pillow's
-            pixel limit.
+        strings, shape: as `compress` returns them. exact: as they were written, if it is known; where the one way
+            fails, the other is tried. guard: as `compress` returned it.
+        limits: what a picture may measure; None: Pillow's pixel limit.
         Returns {"x_hat": [B, 3, H, W], not clamped, "cost_time": seconds}.
         Raises BitstreamError if a string does not end as it must: it is damaged, or was written with
         other weights, or its scales came out differently on the machine that wrote it; of guarded strings
         the latter raises GuardError before anything wrong is decoded. LimitError if `shape` is that of a
         larger picture than the limits allow.
         """
-        device = self._medians().device
-        start = self._seconds(device)
+        start = _seconds(self.device)
         y_string, z_strings, z_height, z_width = _checked_strings(strings, shape)
         # Of the smallest picture that is padded to this; in a batch small ones add up to what they are padded to.
         spared = 0 if len(z_strings) > 1 else PADDING_UNIT - 1
         width, height = (side * PADDING_UNIT - spared for side in (z_width, z_height))
         Limits.of(limits).check(width, height, "the picture that shape stands for", count=len(z_strings))
-        x_hat = self._read(y_string, z_strings, (z_height, z_width), exact, guard)
-        return {"x_hat": x_hat, "cost_time": self._seconds(device) - start}
+        coded = coding.Coded(y_string, list(z_strings), guard)
+        x_hat = coding.decompress(self, coded, (z_height, z_width), exact=exact)
+        return {"x_hat": x_hat, "cost_time": _seconds(self.device) - start}
 
     def refresh(self) -> None:
         """Forget what was derived from weights and tables: call it after writing to them through `.data`.
 
         Other changes (load_state_dict, optimizer steps, in-place operators) are noticed without it.
         """
-        fingerprints.forget(self)
-        forget_engines(self)
-        forget_tables(self.entropy_bottleneck)
-        forget_tables(self.gaussian_conditional)
+        coding.forget(self)
 
     def update_resolutions(self, height: int, width: int) -> None:
         """Accepted for the official test script's sake: nothing here depends on an earlier resolution."""
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load parameters and coding tables under official names, of CompressAI's older or newer spelling.
 
-        Returns the missing and unexpected keys, as torch.nn.Module does. Tables that are in
-        `state_dict` replace the model's, whatever their length.
-        """
-        from mlic_fast.checkpoint.layouts import official_names
-
-        state_dict = official_names(state_dict)
-        for prefix, entropy_model in (
-            ("entropy_bottleneck.", self.entropy_bottleneck),
-            ("gaussian_conditional.", self.gaussian_conditional),
-        ):
-            for name in _TABLES:
-                saved, own = state_dict.get(prefix + name), getattr(entropy_model, name, None)
-                if saved is not None and own is not None and saved.shape != own.shape:
-                    setattr(entropy_model, name, torch.empty(saved.shape, dtype=own.dtype, device=own.device))
-        return nn.Module.load_state_dict(self, state_dict, strict=strict, assign=assign)
-
-    @classmethod
-    def from_state_dict(cls, state_dict: Mapping[str, Tensor]) -> MLICPlusPlus:
-        """A model in evaluation mode with these weights; configuration and variant are found from the tensors.
-
-        Missing coding tables are computed. Raises CheckpointError where the tensors are no MLIC++ model's.
-        """
-        from mlic_fast.checkpoint import checkpoint_from_state_dict
-
-        return cls._from_checkpoint(checkpoint_from_state_dict(state_dict))
-
-    @classmethod
-    def from_checkpoint(cls, path: str | PathLike[str], device: str | torch.device = "cpu") -> MLICPlusPlus:
-        """A model in evaluation mode with the weights of an official, CompressAI or native file.
-
-        device: as for torch, or "auto": the first CUDA device, or else the CPU.
-        Raises DeviceError, FileNotFoundError, or CheckpointError saying what is wrong with the file.
-        """
-        from mlic_fast.checkpoint import read_checkpoint
-
-        place = resolve_device(device)
-        with memory_errors(f"loading {path}"):
-            return cls._from_checkpoint(read_checkpoint(path)).to(place)
-
-    @classmethod
-    def _from_checkpoint(cls, checkpoint: Any) -> MLICPlusPlus:
-        model = cls(checkpoint.config)
-        model.name = checkpoint.name
-        if checkpoint.guard_deltas is not None:
-            model.guard_deltas = torch.tensor(checkpoint.guard_deltas, dtype=torch.float64)
-        model.load_state_dict(checkpoint.state_dict)
-        return model.eval()
-
-    def _analyse(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """y and z of x, in at least float32."""
-        _check_input(x)
-        y = self.g_a(x.to(next(self.g_a.parameters()).dtype))
-        z = self.h_a(y)
-        return at_least_float32(y), at_least_float32(z)
-
-    def _read(
-        self,
-        y_string: bytes,
-        z_strings: Sequence[bytes],
-        shape: tuple[int, int],
-        exact: bool,
-        guard: bytes | None,
-    ) -> Tensor:
-        """x̂ from the strings. Raises BitstreamError unless they end as they must."""
-        device = self._medians().device
-
-        def read(engine: Engine | None) -> Tensor:
-            if engine is not None and device.type == "cuda":
-                return device_steps.decompress(engine, self._entropy(), y_string, z_strings, shape, guard)
-            with no_autocast(device):
-                z_hat = decode_hyper_latent(self.entropy_bottleneck, self._medians(), z_strings, shape)
-                decoder = Decoder(coding_tables(self.gaussian_conditional), y_string)
-                mover = None if guard is None else GuardReader(self._scale_table(), guard)
-                if engine is None:
-                    y_hat = walk(self, self.h_s(z_hat), None, Reader(decoder, self.gaussian_conditional, mover))
-                else:
-                    steps = PackedReader(decoder, self.gaussian_conditional, mover)
-                    y_hat = engine.walk(z_hat, None, steps)
-                decoder.finish()
-                if mover is not None:
-                    mover.finish()
-            return self._synthesise(y_hat) if engine is None else engine.synthesise(y_hat)
-
-        Enter = Callable[[], AbstractContextManager[None]]
-        plain: tuple[Enter, bool] = (plain_path, False)
-        others: list[tuple[Enter, bool]] = [(nullcontext, True), (nullcontext, False)]
-        failures: dict[str, BitstreamError] = {}
-        # Where the first way fails, perhaps it was written in another: there a scale next to a table's boundary may
-        # come out on the boundary's other side, and everything after it is different.
-        for enter, compiled in [plain, *others] if exact and not is_named() else [*others, plain]:
-            with enter():
-                engine = engine_for(self, self.engine_options) if compiled else None
-                way = choose(self._medians()) if engine is None else "engine"
-                if way in failures:
-                    continue
-                try:
-                    return read(engine)
-                except BitstreamError as error:
-                    failures[way] = error
-        raise next(iter(failures.values()))
-
-    def _synthesise(self, y_hat: Tensor) -> Tensor:
-        x_hat: Tensor = self.g_s(y_hat.to(next(self.g_s.parameters()).dtype))
-        return x_hat
-
-    def _medians(self) -> Tensor:
-        """Medians of z's channels, [N, 1, 1]."""
-        return self.entropy_bottleneck.get_parameter("quantiles")[:, :, 1:2]
-
-    def _coded(
-        self,
-        y_string: bytes,
-        z_strings: list[bytes],
-        shape: Sequence[int],
-        guard: bytes | None,
-        start: float,
-        device: torch.device,
-    ) -> dict[str, Any]:
-        """What `compress` returns."""
-        cost = self._seconds(device) - start
-        coded = {"strings": [[y_string], z_strings], "shape": torch.Size(shape), "cost_time": cost}
-        return coded if guard is None else coded | {"guard": guard}
-
-    def _entropy(self) -> device_steps.Entropy:
-        return device_steps.Entropy(self.gaussian_conditional, self.entropy_bottleneck)
-
-    def _check_deltas(self, deltas: float | Tensor | None) -> None:
-        wanted = 2 * self.slice_num, self.slice_ch
-        if isinstance(deltas, Tensor) and tuple(deltas.shape) != wanted:
-            raise GuardError(
-                f"the guard's δ have the shape {list(deltas.shape)}, not that of this model's passes and channels, "
-                f"{list(wanted)}"
-            )
-
-    def _scale_table(self) -> Tensor:
-        return self.gaussian_conditional.get_buffer("scale_table")
-
-    @staticmethod
-    def _seconds(device: torch.device) -> float:
-        if device.type == "cuda":
-            # not the whole device: other threads have pictures in flight
-            torch.cuda.current_stream(device).synchronize()
-        return time.perf_counter()
+def _seconds(device: torch.device) -> float:
+    if device.type == "cuda":
+        # not the whole device: other threads have pictures in flight
+        torch.cuda.current_stream(device).synchronize()
+    return time.perf_counter()
 
 
 def _check_input(x: Tensor) -> None:
@@ -366,11 +165,6 @@ def _check_input(x: Tensor) -> None:
             f"the model takes [B, 3, H, W] with H and W multiples of {PADDING_UNIT}, not {list(x.shape)}; "
             "mlic_fast.image.pad_to_64 pads a picture"
         )
-
-
-def _operators(exact: bool) -> AbstractContextManager[None]:
-    """The official operators if `exact` and nobody names a backend, else those of the backend."""
-    return plain_path() if exact and not is_named() else nullcontext()
 
 
 def _checked_strings(

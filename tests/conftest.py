@@ -91,25 +91,24 @@ class GivenSymbols:
         self._batch = batch
         self._position = 0
 
-    def __call__(self, colour: Any, y: Any, scales: torch.Tensor, means: torch.Tensor) -> torch.Tensor:
-        from mlic_fast.checkerboard import pack, unpack
-
-        scales, means = pack(scales, colour), pack(means, colour)
+    def begin(self, scales: torch.Tensor) -> None:
         self.scales.append(scales)
         self.indexes.append(self._gaussian.build_indexes(scales.float()))
-        end = self._position + scales.numel()
-        symbols = self._symbols[self._position : end].view(scales.shape).to(means.device)
+
+    def finish(self, means: torch.Tensor) -> torch.Tensor:
+        end = self._position + means.numel()
+        symbols = self._symbols[self._position : end].view(means.shape).to(means.device)
         self._position = end
-        return unpack(symbols + means, colour)
+        return symbols + means
 
 
 @torch.no_grad()
 def run_given_symbols(model: Any, z_hat: torch.Tensor, symbols: np.ndarray) -> tuple[torch.Tensor, GivenSymbols]:
     """Walk over the slices with these decoded z and symbols; returns ŷ and what was seen on the way."""
-    from mlic_fast.nn.slices import walk
+    from mlic_fast.entropy.coders import code
 
     seen = GivenSymbols(model, symbols, z_hat.shape[0])
-    y_hat = walk(model, model.h_s(z_hat), None, seen)
+    y_hat = code(model.walk(z_hat), seen)
     assert seen._position == symbols.size
     return y_hat, seen
 

@@ -11,8 +11,9 @@ from recorded_operators import OperatorRecorder
 
 from mlic_fast import MLICPlusPlus, ModelConfig
 from mlic_fast.engine import Engine, Options, engine_for
-from mlic_fast.engine.gpu.programs import Coded, Entropy, compress, decompress
-from mlic_fast.engine.gpu.recordings import Instances
+from mlic_fast.engine.gpu.programs import compress, decompress
+from mlic_fast.engine.gpu.recordings import RecordedPrograms
+from mlic_fast.entropy.coders import Coded
 
 FLOAT32 = Options(transform_dtype="float32")
 DELTA = 5e-5
@@ -21,9 +22,9 @@ DELTA = 5e-5
 class Codec:
     """A model's engine with what compresses and decompresses on a device."""
 
-    def __init__(self, model: Any, instances: Instances | None, options: Options = FLOAT32) -> None:
+    def __init__(self, model: Any, instances: RecordedPrograms | None, options: Options = FLOAT32) -> None:
         self.model, self.instances, self._options = model, instances, options
-        self.entropy = Entropy(model.gaussian_conditional, model.entropy_bottleneck)
+        self.entropy = model.entropy
 
     @property
     def engine(self) -> Engine:
@@ -66,7 +67,7 @@ def recorder() -> OperatorRecorder:
 
 @pytest.fixture
 def recorded(tiny: Any, recorder: OperatorRecorder) -> Codec:
-    return Codec(tiny, Instances(recorder))
+    return Codec(tiny, RecordedPrograms(recorder))
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ recording.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mlic_fast.engine.gpu.graphs import Part
+from mlic_fast.engine.gpu.graphs import Parts, Start
 
 _REFUSED = {"aten::_local_scalar_dense", "aten::item", "aten::is_nonzero", "aten::equal"}
 
@@ -49,18 +49,18 @@ def _place(x: Tensor) -> Any:
 class OperatorRecording:
     """What was recorded of one program."""
 
-    recorded = True
-
     def __init__(self, parts: list[list[tuple[Any, Any, Any, list[Tensor]]]], nbytes: int) -> None:
         self._parts, self.nbytes = parts, nbytes
         self.on_run: Callable[[int], None] = lambda number: None
 
-    def run(self, number: int) -> None:
-        self.on_run(number)
-        for func, args, kwargs, own in self._parts[number]:
-            result = [x for x in tree_leaves(func(*args, **kwargs)) if isinstance(x, Tensor)]
-            for kept, new in zip(own, result[: len(own)], strict=True):
-                kept.copy_(new)
+    def replay(self) -> Parts:
+        for number, calls in enumerate(self._parts):
+            self.on_run(number)
+            for func, args, kwargs, own in calls:
+                result = [x for x in tree_leaves(func(*args, **kwargs)) if isinstance(x, Tensor)]
+                for kept, new in zip(own, result[: len(own)], strict=True):
+                    kept.copy_(new)
+            yield
 
 
 class OperatorRecorder:
@@ -76,15 +76,15 @@ class OperatorRecorder:
         self.on_run: Callable[[int], None] = lambda number: None
         self._marks = itertools.count(1)
 
-    def record(self, parts: Sequence[Part]) -> OperatorRecording:
+    def record(self, start: Start) -> OperatorRecording:
         self.fail()
-        for part in parts:
-            part()
-        calls = []
-        for part in parts:
+        count = sum(1 for _ in start())
+        parts, calls = start(), []
+        for _ in range(count):
             with _Operators() as operators:
-                part()
+                next(parts)
             calls.append(operators.calls)
+        del parts
         for _, _, _, own in itertools.chain(*calls):
             for x in own:
                 if x.is_floating_point() and x.layout == torch.strided:

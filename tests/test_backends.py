@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mlic_fast.entropy.coding_steps import Estimator
+from mlic_fast.nn.slices import walk
 
 from mlic_fast import MLICPlusPlus, ModelConfig
-from mlic_fast.checkerboard import Pass, keep
+from mlic_fast.checkerboard import Parity, keep
 from mlic_fast.compute import backend
-from mlic_fast.entropy.coding_steps import Estimator
 from mlic_fast.entropy.factorized import decode_hyper_latent
 from mlic_fast.errors import BackendError, BitstreamError
 from mlic_fast.nn import local_context
-from mlic_fast.nn.slices import walk
 
 Golden = Callable[[str], dict[str, np.ndarray]]
 ROWS = [
@@ -57,7 +57,7 @@ def placed(model: Any, backend_name: str) -> tuple[Any, torch.device]:
 def _decoded_z(model: Any, data: dict[str, np.ndarray]) -> torch.Tensor:
     strings = [data[f"z_string.{item}"].tobytes() for item in range(data["x"].shape[0])]
     with torch.no_grad():
-        return decode_hyper_latent(model.entropy_bottleneck, model._medians(), strings, tuple(data["shape"]))
+        return decode_hyper_latent(model.entropy, strings, tuple(data["shape"]))
 
 
 @pytest.mark.parametrize(("name", "variant"), ROWS)
@@ -93,14 +93,14 @@ def test_golden_contexts_where_they_are_used(
         model(torch.from_numpy(data["x"]).to(device))
     for hook in hooks:
         hook.remove()
-    colours = {"local_context": Pass.NONANCHOR, "nonanchor": Pass.NONANCHOR, "anchor": Pass.ANCHOR}
+    parities = {"local_context": Parity.NONANCHOR, "nonanchor": Parity.NONANCHOR, "anchor": Parity.ANCHOR}
     checked = 0
     for path, output in seen.items():
         stem = path.split(".")[0]
-        colour = next((colour for word, colour in colours.items() if stem.endswith(word)), None)
+        parity = next((parity for word, parity in parities.items() if stem.endswith(word)), None)
         output, expected = output.cpu(), torch.from_numpy(data[path])
-        if colour is not None:
-            output, expected = keep(output, colour), keep(expected, colour)
+        if parity is not None:
+            output, expected = keep(output, parity), keep(expected, parity)
         assert (output - expected).abs().max() <= 1e-5 * expected.abs().max(), path
         checked += 1
     assert checked >= 18

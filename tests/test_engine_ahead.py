@@ -18,7 +18,7 @@ from recorded_operators import OperatorRecorder
 from mlic_fast import MLICPlusPlus, ModelConfig
 from mlic_fast.engine import hyper_parts as ahead
 from mlic_fast.engine.budget import slices_ahead
-from mlic_fast.engine.gpu.recordings import Instances
+from mlic_fast.engine.gpu.recordings import RecordedPrograms
 from mlic_fast.engine.hyper_parts import Ahead, FirstLayers, together
 from mlic_fast.engine.layers import LAYOUT, Piece, compile_convolution
 
@@ -74,7 +74,7 @@ def test_calls_on_a_device_in_groups(
     x = test_image(64, 128, 75, 2)
     alone, x_hat = Codec(small_models[variant], None).both(x)
     monkeypatch.setattr(ahead, "slices_ahead", lambda *_: slices)
-    plain, recorded = (Codec(small_models[variant], one) for one in (None, Instances(OperatorRecorder())))
+    plain, recorded = (Codec(small_models[variant], one) for one in (None, RecordedPrograms(OperatorRecorder())))
     coded, own_x = plain.both(x)
     assert abs(len(coded.y) - len(alone.y)) <= 4
     assert (own_x - x_hat).abs().max() <= 1e-4

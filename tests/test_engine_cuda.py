@@ -19,8 +19,7 @@ from test_engine import GivenPacked
 
 from mlic_fast.engine import Options
 from mlic_fast.engine.gpu.graphs import CudaRecorder
-from mlic_fast.engine.gpu.programs import Entropy
-from mlic_fast.engine.gpu.recordings import VARIABLE, Instances
+from mlic_fast.engine.gpu.recordings import VARIABLE, RecordedPrograms
 from mlic_fast.entropy.factorized import decode_hyper_latent
 
 pytestmark = [
@@ -39,7 +38,7 @@ def on_gpu(small_models: Any) -> Iterator[Any]:
 
 @pytest.mark.parametrize("name", ["auto", "float32"])
 def test_cuda_graphs_equal_plain_launches(on_gpu: Any, test_image: Images, name: Any) -> None:
-    instances = Instances(CudaRecorder(torch.device("cuda", torch.cuda.current_device())))
+    instances = RecordedPrograms(CudaRecorder(torch.device("cuda", torch.cuda.current_device())))
     recorded, plain = Codec(on_gpu, instances, Options(name)), Codec(on_gpu, None, Options(name))
     shapes = [(64, 128, 1), (192, 64, 1), (128, 128, 3)]
     for number in range(9):
@@ -69,15 +68,15 @@ def test_cuda_reads_what_the_cpu_wrote_and_the_other_way_round(
 def test_cuda_golden_indexes(on_gpu: Any, small_models: Any, golden: Any, given_symbols: Any) -> None:
     """Decoding the official code's symbols, the engine on the GPU finds the official code's indexes."""
     data, model = golden("small_128x192_b1"), small_models["new"]
-    medians = Entropy(model.gaussian_conditional, model.entropy_bottleneck).medians()
+    medians = model.entropy.medians()
     strings = [data["z_string.0"].tobytes()]
     z_hat = decode_hyper_latent(model.entropy_bottleneck, medians, strings, tuple(data["shape"]))
     symbols = data["symbols"]
     own = Codec(on_gpu, None).engine
 
     class OnGpu(GivenPacked):
-        def finish(self, colour: Any, y: Any, means: torch.Tensor) -> torch.Tensor:
-            return super().finish(colour, y, means.cpu()).cuda()
+        def finish(self, parity: Any, y: Any, means: torch.Tensor) -> torch.Tensor:
+            return super().finish(parity, y, means.cpu()).cuda()
 
     seen = OnGpu(on_gpu, symbols)
     y_hat = own.walk(z_hat.cuda(), None, seen)
@@ -88,7 +87,7 @@ def test_cuda_golden_indexes(on_gpu: Any, small_models: Any, golden: Any, given_
 
 
 def test_cuda_threads_on_streams_of_their_own(on_gpu: Any, test_image: Images) -> None:
-    instances = Instances(CudaRecorder(torch.device("cuda", torch.cuda.current_device())))
+    instances = RecordedPrograms(CudaRecorder(torch.device("cuda", torch.cuda.current_device())))
     recorded, plain = Codec(on_gpu, instances), Codec(on_gpu, None)
     pictures = [test_image(64, 64 * (1 + number % 2), 150 + number).cuda() for number in range(8)]
     expected = [plain.both(x) for x in pictures]

@@ -22,11 +22,11 @@ from recorded_operators import OperatorRecorder
 
 from mlic_fast.engine import PackedWriter
 from mlic_fast.engine.gpu.graphs import PlainExecutor
-from mlic_fast.engine.gpu.programs import Coded, Entropy
-from mlic_fast.engine.gpu.recordings import Instances
+from mlic_fast.engine.gpu.recordings import RecordedPrograms
+from mlic_fast.entropy.coders import Coded
 from mlic_fast.entropy.moved_boundaries import GuardWriter
 from mlic_fast.entropy.range_coder import Encoder
-from mlic_fast.entropy.tables import coding_tables
+from mlic_fast.entropy.tables import EntropyModels, coding_tables
 from mlic_fast.errors import BitstreamError, GuardError, NonFiniteError
 
 Images = Callable[..., torch.Tensor]
@@ -67,7 +67,7 @@ def test_the_model_reads_them(small_model: Any, test_image: Images) -> None:
 
 
 def test_replays_equal_plain_launches(small_model: Any, test_image: Images, recorder: OperatorRecorder) -> None:
-    recorded, plain = Codec(small_model, Instances(recorder)), Codec(small_model, None)
+    recorded, plain = Codec(small_model, RecordedPrograms(recorder)), Codec(small_model, None)
     for number in range(3):
         x = test_image(64, 128, 72 + number)
         coded, x_hat = plain.both(x)
@@ -113,7 +113,7 @@ def test_results_are_the_caller_s(recorded: Codec, test_image: Images) -> None:
 
 
 def test_threads(plain: Codec, recorder: OperatorRecorder, test_image: Images) -> None:
-    recorded = Codec(plain.model, Instances(recorder))
+    recorded = Codec(plain.model, RecordedPrograms(recorder))
     pictures = [test_image(64, 64 * (1 + number % 2), 100 + number) for number in range(8)]
     expected = [plain.both(x) for x in pictures]
     failures: list[Any] = []
@@ -146,7 +146,7 @@ def test_symbols_beyond_16_bits(tiny: Any, recorder: OperatorRecorder, test_imag
     model, x = copy.deepcopy(tiny), test_image(64, 64, 126)
     with torch.no_grad():
         model.g_a.analysis_transform[-1].weight.mul_(1e5)
-    recorded, plain = Codec(model, Instances(recorder)), Codec(model, None)
+    recorded, plain = Codec(model, RecordedPrograms(recorder)), Codec(model, None)
     coded, x_hat = plain.both(x)
     assert torch.equal(x_hat, model_decoded(model, coded))
     for _ in range(3):
@@ -166,7 +166,7 @@ def model_decoded(model: Any, coded: Coded) -> torch.Tensor:
     assert coded.guard is not None
     reader = GuardReader(gaussian.scale_table, coded.guard)
     steps = PackedReader(Decoder(coding_tables(gaussian), coded.y), gaussian, reader)
-    medians = Entropy(gaussian, model.entropy_bottleneck).medians()
+    medians = EntropyModels(gaussian, model.entropy_bottleneck).medians()
     z_hat = decode_hyper_latent(model.entropy_bottleneck, medians, coded.z, (1, 1))
     return own.synthesise(own.walk(z_hat, None, steps))
 

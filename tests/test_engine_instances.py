@@ -23,8 +23,8 @@ from recorded_operators import OperatorRecorder
 
 from mlic_fast import MLICPlusPlus, ModelConfig, engine
 from mlic_fast.engine import Engine
-from mlic_fast.engine.gpu.programs import Coded
-from mlic_fast.engine.gpu.recordings import VARIABLE, Instances, graph_memory
+from mlic_fast.engine.gpu.recordings import VARIABLE, RecordedPrograms, graph_memory
+from mlic_fast.entropy.coders import Coded
 from mlic_fast.errors import ConfigError
 
 Images = Callable[..., torch.Tensor]
@@ -192,7 +192,7 @@ def test_what_cannot_be_recorded_is_launched(
 def test_memory_is_bounded(tiny: Any, test_image: Images) -> None:
     pictures = [test_image(64, 64 * (1 + number), 120) for number in range(4)]
     recorder = OperatorRecorder(memory=4 * 10 * 2**20, each=3 * 2**20)  # a quarter of it: three fit in
-    codec = Codec(tiny, Instances(recorder))
+    codec = Codec(tiny, RecordedPrograms(recorder))
     instances = codec.instances
     assert instances is not None
     for x in (*pictures, *pictures):
@@ -210,7 +210,7 @@ def test_memory_is_bounded(tiny: Any, test_image: Images) -> None:
 
 def test_what_is_in_use_is_not_dropped(tiny: Any, test_image: Images) -> None:
     recorder = OperatorRecorder(memory=4 * 4 * 2**20, each=3 * 2**20)  # one fits in
-    codec, x, other = Codec(tiny, Instances(recorder)), test_image(64, 64, 121), test_image(64, 128, 121)
+    codec, x, other = Codec(tiny, RecordedPrograms(recorder)), test_image(64, 64, 121), test_image(64, 128, 121)
     for one in (x, x, other):
         codec.compress(one)
     expected = Codec(tiny, None).compress(other)
@@ -232,7 +232,7 @@ def test_what_is_in_use_is_not_dropped(tiny: Any, test_image: Images) -> None:
 
 def test_what_is_too_large_is_recorded_once(tiny: Any, test_image: Images) -> None:
     recorder = OperatorRecorder(memory=4 * 2**20, each=3 * 2**20)
-    codec, x = Codec(tiny, Instances(recorder)), test_image(64, 64, 122)
+    codec, x = Codec(tiny, RecordedPrograms(recorder)), test_image(64, 64, 122)
     results = [codec.compress(x) for _ in range(4)]
     assert all(one == results[0] for one in results)
     assert len(recorder.recordings) == 1
@@ -270,7 +270,7 @@ def test_recording_can_be_switched_off(
 
 def test_recordings_follow_the_weights(tiny: Any, recorder: OperatorRecorder, test_image: Images) -> None:
     model, x = copy.deepcopy(tiny), test_image(64, 64, 125)
-    recorded, plain = Codec(model, Instances(recorder)), Codec(model, None)
+    recorded, plain = Codec(model, RecordedPrograms(recorder)), Codec(model, None)
     first = [recorded.compress(x) for _ in range(3)][-1]
     with torch.no_grad():
         model.g_a.analysis_transform[-1].weight.mul_(1.3)
@@ -287,7 +287,7 @@ def test_recordings_follow_the_weights(tiny: Any, recorder: OperatorRecorder, te
 def test_recordings_keep_neither_engine_nor_model_alive(recorder: OperatorRecorder) -> None:
     model = MLICPlusPlus(ModelConfig(N=16, M=64, slice_num=2)).eval()
     model.update()
-    recorded = Codec(model, Instances(recorder))
+    recorded = Codec(model, RecordedPrograms(recorder))
     for _ in range(2):
         recorded.both(torch.rand(1, 3, 64, 64))
     instances = recorded.instances

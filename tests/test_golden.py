@@ -60,7 +60,7 @@ def _decoded_z(model: Any, data: dict[str, np.ndarray]) -> torch.Tensor:
 
     strings = [data[f"z_string.{item}"].tobytes() for item in range(data["x"].shape[0])]
     with torch.no_grad():
-        return decode_hyper_latent(model.entropy_bottleneck, model._medians(), strings, tuple(data["shape"]))
+        return decode_hyper_latent(model.entropy, strings, tuple(data["shape"]))
 
 
 @pytest.mark.parametrize(("name", "variant"), ROWS)

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlic_fast.checkerboard import Pass
+from mlic_fast.checkerboard import Parity
 from mlic_fast.compute.backend import plain_path, use_backend
 from mlic_fast.entropy import guard
 from mlic_fast.entropy.guard import MAX_DELTA, MIN_DELTA, MoveReader, MoveWriter
@@ -243,8 +243,10 @@ def _scales_off(monkeypatch: pytest.MonkeyPatch, factor: Callable[[torch.Tensor]
     original = module.walk
 
     def walk(networks: Any, hyper: torch.Tensor, y: torch.Tensor | None, code: Any) -> torch.Tensor:
-        def disturbed(colour: Pass, y: torch.Tensor | None, scales: torch.Tensor, means: torch.Tensor) -> torch.Tensor:
-            return code(colour, y, scales * factor(scales), means)  # type: ignore[no-any-return]
+        def disturbed(
+            parity: Parity, y: torch.Tensor | None, scales: torch.Tensor, means: torch.Tensor
+        ) -> torch.Tensor:
+            return code(parity, y, scales * factor(scales), means)  # type: ignore[no-any-return]
 
         return original(networks, hyper, y, disturbed)
 

@@ -72,7 +72,7 @@ def decoded_z(small_model: Any, golden: Callable[[str], Any]) -> torch.Tensor:
     strings = [data["z_string.0"].tobytes()]
     with torch.no_grad():
         return decode_hyper_latent(
-            small_model.entropy_bottleneck, small_model._medians(), strings, tuple(data["shape"])
+            small_model.entropy_bottleneck, small_model.entropy.medians(), strings, tuple(data["shape"])
         )
 
 

@@ -20,7 +20,7 @@ PYBIND11_MODULE(_cpu_kernels, module) {
 
   // the instruction set that kernels use now: generic, avx2 or avx512
   module.def("isa", [] { return mlic::kernels::name_of(mlic::kernels::chosen_isa()); });
-  mlic::kernels::bind_coding_steps(module);
+  mlic::kernels::bind_residual(module);
   mlic::kernels::bind_gdn(module);
   mlic::kernels::bind_local_attention(module);
   mlic::kernels::bind_winograd(module);

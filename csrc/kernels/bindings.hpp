@@ -6,7 +6,7 @@
 
 namespace mlic::kernels {
 
-void bind_coding_steps(pybind11::module_& module);
+void bind_residual(pybind11::module_& module);
 void bind_local_attention(pybind11::module_& module);
 void bind_gdn(pybind11::module_& module);
 void bind_winograd(pybind11::module_& module);

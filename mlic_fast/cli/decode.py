@@ -133,7 +133,7 @@ def _folder(options: argparse.Namespace, limits: Limits) -> None:
         is_wanted=lambda name: Path(name).suffix.lower() in endings,
         replaceable=False,
     )
-    batch.run(options, shard, direction, work, named and named.name, device)
+    batch.run(options, shard, direction, work, None if named is None else named.name, device)
 
 
 def _kind_of(ending: str, name: str) -> str:

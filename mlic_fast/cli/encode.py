@@ -16,7 +16,7 @@ from mlic_fast.errors import TargetError
 
 if TYPE_CHECKING:
     from mlic_fast.limits import Limits
-    from mlic_fast.model import MLICPlusPlus
+    from mlic_fast.nn.network import Network
     from mlic_fast.pictures.image import Picture
     from mlic_fast.rate_control import Hit, Target
 
@@ -194,7 +194,7 @@ def _folder(options: argparse.Namespace, limits: Limits) -> None:
         is_wanted=lambda name: Path(name).suffix.lower() in endings,
         replaceable=True,
     )
-    batch.run(options, shard, direction, work, model and model.name, device)
+    batch.run(options, shard, direction, work, None if model is None else model.name, device)
 
 
 def _open(source: Any, options: argparse.Namespace, limits: Limits) -> Picture:
@@ -203,7 +203,7 @@ def _open(source: Any, options: argparse.Namespace, limits: Limits) -> Picture:
     return open_image(source, limits, options.reduce_depth)
 
 
-def _open_model(options: argparse.Namespace, device: str) -> MLICPlusPlus | None:
+def _open_model(options: argparse.Namespace, device: str) -> Network | None:
     """The model that all pictures are encoded with; None if rate control chooses for each. Raises TargetError."""
     from mlic_fast.codec import open_model
     from mlic_fast.compute.device import resolve_device
@@ -224,7 +224,7 @@ def _open_model(options: argparse.Namespace, device: str) -> MLICPlusPlus | None
 
 
 def _encode(
-    picture: Picture, options: argparse.Namespace, limits: Limits, model: MLICPlusPlus | None, device: str
+    picture: Picture, options: argparse.Namespace, limits: Limits, model: Network | None, device: str
 ) -> _Encoded:
     """Encode with the model, or with the one that reaches the target. Raises TargetError if none does."""
     from mlic_fast.codec import encode

@@ -15,13 +15,12 @@ from torch import Tensor
 from mlic_fast.compute.backend import choose
 from mlic_fast.compute.derived import Remembered, tensors_of
 from mlic_fast.engine.engine import Engine, Options, TransformType
-from mlic_fast.engine.steps import PackedReader, PackedWriter
 from mlic_fast.errors import BackendError
 
 if TYPE_CHECKING:
-    from mlic_fast.model import MLICPlusPlus
+    from mlic_fast.nn.network import Network
 
-__all__ = ["Engine", "Options", "PackedReader", "PackedWriter", "TransformType", "engine_for", "forget_engines"]
+__all__ = ["Engine", "Options", "TransformType", "engine_for", "forget_engines"]
 
 VARIABLE = "MLIC_FAST_ENGINE"
 
@@ -40,7 +39,7 @@ _engines: Remembered[_Engines] = Remembered()
 _KEPT = 2
 
 
-def engine_for(model: MLICPlusPlus, options: Options | None = None) -> Engine | None:
+def engine_for(model: Network, options: Options | None = None) -> Engine | None:
     """The model's engine, compiled again when its weights have changed; None where the readable model is to be used.
 
     That is in training mode, on the plain path, with weights that are not float32, and with MLIC_FAST_ENGINE=off.
@@ -65,7 +64,7 @@ def engine_for(model: MLICPlusPlus, options: Options | None = None) -> Engine | 
     return engine
 
 
-def forget_engines(model: MLICPlusPlus) -> None:
+def forget_engines(model: Network) -> None:
     """Compile the model's engines again at their next use."""
     _engines.forget(model)
 

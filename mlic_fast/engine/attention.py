@@ -10,11 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mlic_fast.checkerboard import Pass
+from mlic_fast.checkerboard import Parity, pack, scatter
 from mlic_fast.compute.backend import choose
 from mlic_fast.compute.precision import matmul
 from mlic_fast.engine.layers import LAYOUT
-from mlic_fast.engine.packed import pack, scatter
 from mlic_fast.ops.linear_attention import checkerboard_linear_attention, linear_attention
 
 
@@ -29,9 +28,9 @@ def attend_across(queries: Tensor, keys: Tensor, values: Tensor, heads: int) -> 
     """The same with keys and values read at anchors, queries at non-anchors; zero at anchors."""
     if choose(queries) == "triton":
         return checkerboard_linear_attention(queries, keys, values, heads).contiguous(memory_format=LAYOUT)
-    keys, values = pack(keys, Pass.ANCHOR), pack(values, Pass.ANCHOR)
+    keys, values = (pack(x, Parity.ANCHOR, LAYOUT) for x in (keys, values))
     out = torch.zeros_like(queries, memory_format=LAYOUT)
-    scatter(out, _attend(pack(queries, Pass.NONANCHOR), keys, values, heads), Pass.NONANCHOR)
+    scatter(out, _attend(pack(queries, Parity.NONANCHOR, LAYOUT), keys, values, heads), Parity.NONANCHOR)
     return out
 
 

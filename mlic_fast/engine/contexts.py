@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The contexts of the entropy model, compiled: channel, global between slices, global within a slice, local.
 
-Maps are channels-last, packed ones those of `mlic_fast.engine.packed`. Each class is one module of mlic_fast.nn.
+Maps are channels-last. Each class is one module of mlic_fast.nn. A context of the slices before is called with these
+[B, iC, h, w] and gives a whole map; one within the slice is called with the anchors' map and what its `prepare` made of
+the previous slice, if it takes that, and gives the non-anchors, packed.
 """
 
 from __future__ import annotations
@@ -12,10 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mlic_fast.checkerboard import Pass
+from mlic_fast.checkerboard import Parity, fill, pack
 from mlic_fast.engine.attention import attend, attend_across
-from mlic_fast.engine.layers import Convolution, compile_convolution, compile_module
-from mlic_fast.engine.packed import fill, pack
+from mlic_fast.engine.layers import LAYOUT, Convolution, compile_convolution, compile_module
 from mlic_fast.nn.channel_context import ChannelContext
 from mlic_fast.nn.global_context import INTRA_HEADS, GlobalInterContext, GlobalIntraContext
 from mlic_fast.nn.local_context import LocalContext
@@ -77,21 +78,21 @@ class CompiledIntraContext:
         self._reprojection = compile_module(module.reprojection)
         self._mlp = _Perceptron(module.mlp)
 
-    def queries_and_keys(self, previous: Tensor) -> tuple[Tensor, Tensor]:
+    def prepare(self, previous: Tensor) -> tuple[Tensor, Tensor]:
         """What depends on the previous slice alone: queries and keys [B, C, h, w]."""
         both = self._point(previous)
         channels = previous.shape[1]
-        fill(both[:, :channels], self._of_zero[0], Pass.ANCHOR)
-        fill(both[:, channels:], self._of_zero[1], Pass.NONANCHOR)
+        fill(both[:, :channels], self._of_zero[0], Parity.ANCHOR)
+        fill(both[:, channels:], self._of_zero[1], Parity.NONANCHOR)
         queries, keys = self._depthwise(both).chunk(2, dim=1)
         return queries, keys
 
-    def __call__(self, queries: Tensor, keys: Tensor, anchors: Tensor) -> Tensor:
+    def __call__(self, anchors: Tensor, prepared: tuple[Tensor, Tensor]) -> Tensor:
         point, depthwise = self._values
         values = depthwise(point(anchors))
-        attention = self._reprojection(attend_across(queries, keys, values, INTRA_HEADS))
-        out = pack(attention, Pass.NONANCHOR)
-        return self._mlp.last.add_to(out, pack(self._mlp.hidden(attention), Pass.NONANCHOR))
+        attention = self._reprojection(attend_across(*prepared, values, INTRA_HEADS))
+        out = pack(attention, Parity.NONANCHOR, LAYOUT)
+        return self._mlp.last.add_to(out, pack(self._mlp.hidden(attention), Parity.NONANCHOR, LAYOUT))
 
 
 class CompiledLocalContext:
@@ -112,7 +113,7 @@ class CompiledLocalContext:
             )
         ]
 
-    def __call__(self, anchors: Tensor) -> Tensor:
+    def __call__(self, anchors: Tensor, prepared: None = None) -> Tensor:
         before, after = self._norms
         qkv = self._qkv(_normalised(anchors, before))
         out = local_attention(qkv, *self._attention).permute(0, 3, 1, 2)  # [B, 2C, h, w/2], channels-last
@@ -139,3 +140,16 @@ def _joined(layers: list[Any]) -> Convolution:
 
 def _compiled_linear(layer: nn.Linear) -> Convolution:
     return compile_convolution(layer.weight.detach()[:, :, None, None], layer.bias)
+
+
+_COMPILED: dict[type[nn.Module], type[Any]] = {
+    LocalContext: CompiledLocalContext,
+    GlobalIntraContext: CompiledIntraContext,
+    GlobalInterContext: CompiledInterContext,
+    ChannelContext: CompiledChannelContext,
+}
+
+
+def compile_context(module: nn.Module) -> Any:
+    """The compiled form of a context's module, which may be of a derived class."""
+    return next(compiled(module) for kind, compiled in _COMPILED.items() if isinstance(module, kind))

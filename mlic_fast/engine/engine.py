@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mlic_fast.compute.precision import no_autocast
+from mlic_fast.contexts import CONTEXTS
 from mlic_fast.engine.budget import default_budget
 from mlic_fast.engine.layers import has_bfloat16_unit
 from mlic_fast.engine.transforms import (
@@ -20,12 +21,13 @@ from mlic_fast.engine.transforms import (
     compile_analysis,
     compile_synthesis,
 )
-from mlic_fast.engine.walk import CompiledSlices, PackedSteps, Stages, walk
+from mlic_fast.engine.walk import CompiledSlices, walk
 from mlic_fast.errors import ConfigError
-from mlic_fast.nn.slices import SliceNetworks
+from mlic_fast.nn.walk import SliceNetworks
+from mlic_fast.passes import Walk
 
 if TYPE_CHECKING:
-    from mlic_fast.model import MLICPlusPlus
+    from mlic_fast.nn.network import Network
 
 Part = TypeVar("Part")
 
@@ -73,14 +75,15 @@ class Engine:
     channels-last. No gradients.
     """
 
-    def __init__(self, model: MLICPlusPlus, options: Options) -> None:
+    def __init__(self, model: Network, options: Options) -> None:
         """Raises ConfigError for options that there are not."""
         self._device = device = next(model.g_a.parameters()).device
         self.options, self._dtype = options, options.dtype(device)
         self._budget = options.budget(device)
         # its parts, not the model: whoever remembers the engine of a model must not keep the model alive
         self._modules = model.g_a, model.h_a, model.h_s, model.g_s
-        self._networks = SimpleNamespace(**{name: getattr(model, name) for name in SliceNetworks.__annotations__})
+        names = (*SliceNetworks.__annotations__, *(context.name for context in CONTEXTS))
+        self._networks = SimpleNamespace(**{name: getattr(model, name) for name in names})
         self._widest, self._latent = model.N, model.M
         self.slice_count, self.slice_width = model.slice_num, model.slice_ch
 
@@ -97,16 +100,9 @@ class Engine:
         with no_autocast(z_hat.device):
             return self._hyper_synthesis(z_hat)
 
-    @torch.no_grad()
-    def walk(self, z_hat: Tensor, y: Tensor | None, steps: PackedSteps) -> Tensor:
-        """Code every pass of every slice: decoded z, y or None, and a way to code → ŷ [B, M, H/16, W/16]."""
-        with no_autocast(z_hat.device):
-            return walk(self.stages(z_hat), y, steps)
-
-    @torch.no_grad()
-    def stages(self, z_hat: Tensor) -> Stages:
-        """A walk from decoded z, for a caller that takes its stages itself, without autocast."""
-        return Stages(self._slices, self.hyper(z_hat), self._budget)
+    def walk(self, z_hat: Tensor) -> Walk:
+        """The walk over the slices from decoded z [B, N, H/64, W/64]; to be driven without gradients and autocast."""
+        return walk(self._slices, self.hyper(z_hat), self._budget)
 
     @torch.no_grad()
     def synthesise(self, y_hat: Tensor) -> Tensor:
@@ -132,7 +128,7 @@ class Engine:
 
     @cached_property
     def _slices(self) -> CompiledSlices:
-        return self._finished(CompiledSlices(self._networks, self._latent, 2 * self._latent))
+        return self._finished(CompiledSlices(self._networks, self._latent))
 
     def _finished(self, part: Part) -> Part:
         """The part, once its weights are there: other threads take it on other streams."""

@@ -48,7 +48,7 @@ class FirstLayers:
         return compiled
 
 
-class Ahead:
+class HyperParts:
     """One walk's contributions of a map to `FirstLayers`."""
 
     def __init__(self, layers: FirstLayers, x: Tensor, slices: int) -> None:
@@ -67,11 +67,11 @@ class Ahead:
         return self._ready.pop(i).contiguous(memory_format=LAYOUT)
 
 
-def together(layers: Sequence[FirstLayers], maps: Sequence[Tensor], memory_budget: int) -> list[Ahead]:
-    """An `Ahead` for each of the layers and its map; all keep to a part of the budget of memory, in bytes, together."""
+def hyper_parts(layers: Sequence[FirstLayers], maps: Sequence[Tensor], memory_budget: int) -> list[HyperParts]:
+    """`HyperParts` for each of the layers and its map; all keep to a part of the memory budget, in bytes, together."""
     x = maps[0]
     of_a_slice = sum(
         max(one.widths) * m.numel() // m.shape[1] * m.element_size() for one, m in zip(layers, maps, strict=True)
     )
     count = slices_ahead(len(layers[0].widths), of_a_slice, memory_budget, x.device.type == "cuda")
-    return [Ahead(one, m, count) for one, m in zip(layers, maps, strict=True)]
+    return [HyperParts(one, m, count) for one, m in zip(layers, maps, strict=True)]

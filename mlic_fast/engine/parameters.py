@@ -17,7 +17,7 @@ from mlic_fast.nn.residual_prediction import LatentResidualPrediction
 
 
 class CompiledParameters:
-    """Contexts at the positions of one colour [B, …, h, w/2] → scales and means [B, C, h, w/2].
+    """Contexts at the positions of one parity [B, …, h, w/2] → scales and means [B, C, h, w/2].
 
     contexts: widths of the contexts in the order of the module's inputs; hyper-parameters are the last input. Their
     contribution, which `add` adds to, comes from `of_hyper`.

@@ -11,7 +11,6 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from compressai.layers import GDN
 from torch import Tensor, nn
 
 from mlic_fast.engine.budget import strip_rows
@@ -27,6 +26,7 @@ from mlic_fast.engine.strips import (
 )
 from mlic_fast.nn.analysis import AnalysisTransform
 from mlic_fast.nn.blocks import DownsamplingBlock, ResidualBlock, UpsamplingBlock
+from mlic_fast.nn.gdn import GDN
 from mlic_fast.nn.hyperprior import HyperAnalysis, HyperSynthesis
 from mlic_fast.nn.synthesis import SynthesisTransform
 
@@ -186,4 +186,5 @@ def _subpixel_convolution(module: nn.Module, dtype: torch.dtype, exact: bool = F
 
 def _gdn_parameters(module: GDN) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
-        return module.beta_reparam(module.beta).detach(), module.gamma_reparam(module.gamma).detach()
+        beta, gamma = module.weights()
+        return beta.detach(), gamma.detach()

@@ -8,55 +8,40 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
-from compressai.entropy_models import EntropyBottleneck, EntropyModel
 from torch import Tensor
 
 from mlic_fast.compute.nonfinite import check_finite
 from mlic_fast.entropy.range_coder import decode_many, encode_many
-from mlic_fast.entropy.tables import coding_tables
+from mlic_fast.entropy.tables import EntropyModels, Tables, coding_tables
 
 
 def _channel_indexes(channels: int, height: int, width: int) -> npt.NDArray[np.int32]:
     return np.repeat(np.arange(channels, dtype=np.int32), height * width)
 
 
-def bounded(entropy_model: EntropyModel, likelihoods: Tensor) -> Tensor:
-    """The likelihoods, kept away from zero as the entropy model keeps those of its own forward."""
-    if entropy_model.use_likelihood_bound:
-        likelihoods = entropy_model.likelihood_lower_bound(likelihoods)
-    return likelihoods
-
-
-def likelihoods_with_noise(bottleneck: EntropyBottleneck, z: Tensor, noise: Tensor) -> Tensor:
-    """Likelihoods of z + noise, all [B, N, h, w]: those of the bottleneck in training mode, with the noise given."""
-    channels = (z + noise).transpose(0, 1)
-    likelihoods = bottleneck._likelihood(channels.reshape(len(channels), 1, -1))[0]
-    return bounded(bottleneck, likelihoods).reshape(channels.shape).transpose(0, 1).contiguous()
-
-
-def encode_hyper_latent(bottleneck: EntropyBottleneck, medians: Tensor, z: Tensor) -> tuple[list[bytes], Tensor]:
-    """z [B, N, h, w], medians [N, 1, 1] → a string for each item, and ẑ [B, N, h, w]."""
+def encode_hyper_latent(entropy: EntropyModels, z: Tensor) -> tuple[list[bytes], Tensor]:
+    """z [B, N, h, w] → a string for each item, and ẑ [B, N, h, w]. Raises NonFiniteError, CodingError."""
+    medians = entropy.medians()
     residual = torch.round(z - medians)
     check_finite("hyper latents", residual)
     # Contiguous, as the decoder's will be: in another layout h_s would round differently.
     symbols = residual.int().contiguous()
-    return encode_hyper_symbols(bottleneck, symbols.cpu()), symbols + medians
+    return encode_hyper_symbols(entropy.bottleneck, symbols.cpu()), symbols + medians
 
 
-def encode_hyper_symbols(bottleneck: EntropyBottleneck, symbols: Tensor) -> list[bytes]:
+def encode_hyper_symbols(bottleneck: Tables, symbols: Tensor) -> list[bytes]:
     """Symbols of z, int32 [B, N, h, w] on the CPU → a string for each item."""
     indexes = _channel_indexes(*symbols.shape[1:])
     return encode_many(coding_tables(bottleneck), [(item.flatten(), indexes) for item in symbols])
 
 
-def decode_hyper_latent(
-    bottleneck: EntropyBottleneck, medians: Tensor, strings: Sequence[bytes], shape: tuple[int, int]
-) -> Tensor:
+def decode_hyper_latent(entropy: EntropyModels, strings: Sequence[bytes], shape: tuple[int, int]) -> Tensor:
     """ẑ [B, N, h, w] from a string for each of B items. Raises BitstreamError for a damaged string."""
-    return decode_hyper_symbols(bottleneck, strings, shape).to(medians.device) + medians
+    medians = entropy.medians()
+    return decode_hyper_symbols(entropy.bottleneck, strings, shape).to(medians.device) + medians
 
 
-def decode_hyper_symbols(bottleneck: EntropyBottleneck, strings: Sequence[bytes], shape: tuple[int, int]) -> Tensor:
+def decode_hyper_symbols(bottleneck: Tables, strings: Sequence[bytes], shape: tuple[int, int]) -> Tensor:
     """Symbols of z, int32 [B, N, h, w] on the CPU, from a string for each of B items; raises as above."""
     channels = bottleneck._offset.shape[0]
     indexes = _channel_indexes(channels, *shape)

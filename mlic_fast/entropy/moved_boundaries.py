@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mlic_fast.checkerboard import Pass
+from mlic_fast.checkerboard import Parity
 from mlic_fast.entropy.guard import (
     BLOCK,
     DELTA_UNIT,
@@ -227,11 +227,11 @@ class GuardReader:
 
     def check(self, indexes: Tensor) -> None:
         """Raises GuardError, naming the pass, unless its indexes (as for `GuardWriter.record`) are the encoder's."""
-        slice_number, colour = divmod(self._checked, 2)
+        slice_number, parity = divmod(self._checked, 2)
         self._checked += 1
         if checksum(indexes.contiguous().numpy().data) != self._expected.popleft():
             raise GuardError(
-                f"slice {slice_number}, {(Pass.ANCHOR, Pass.NONANCHOR)[colour].name.lower()} positions: the scales "
+                f"slice {slice_number}, {(Parity.ANCHOR, Parity.NONANCHOR)[parity].name.lower()} positions: the scales "
                 f"computed here differ from the encoder's by more than the file allows for (δ = "
                 f"{self._reader.delta:g}), or the file is damaged; the picture cannot be decoded here. Try another "
                 "device (--device cpu) or machine; if the file is whole, encode it again with a larger "

@@ -22,16 +22,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mlic_fast.checkerboard import Pass, pack, unpack
 from mlic_fast.checkpoint.native import Deltas
+from mlic_fast.coding import Way
 from mlic_fast.compute.backend import plain_path, use_backend
 from mlic_fast.engine import engine_for
+from mlic_fast.entropy.coders import code
 from mlic_fast.entropy.factorized import encode_hyper_latent
 from mlic_fast.entropy.guard import DEFAULT_DELTA, DELTA_UNIT, MAX_DELTA, delta_code
 from mlic_fast.entropy.moved_boundaries import share
 from mlic_fast.errors import BackendError, GuardError
-from mlic_fast.model import MLICPlusPlus
-from mlic_fast.nn.slices import walk
+from mlic_fast.nn.network import Network
+from mlic_fast.passes import passes
 from mlic_fast.pictures.image import pad_to_64, to_tensor
 
 # δ is at least this many times the largest deviation found in a pass and channel.
@@ -40,7 +41,7 @@ MARGIN = 4
 _COUNTED = 0.9
 
 
-class Way(NamedTuple):
+class Setting(NamedTuple):
     """A way to compute scales: what to enter, and whether the compiled engine walks."""
 
     enter: Callable[[], AbstractContextManager[None]]
@@ -71,16 +72,16 @@ class GivenSymbols:
     symbols: tuple[Tensor, ...]
 
 
-def ways(device: torch.device) -> dict[str, Way]:
+def ways(device: torch.device) -> dict[str, Setting]:
     """The ways to compute scales that this machine has on that device, by name."""
-    found = {"plain": Way(plain_path)}
+    found = {"plain": Setting(plain_path)}
     if device.type == "cuda":
-        kernels = Way(lambda: use_backend("triton"))
+        kernels = Setting(lambda: use_backend("triton"))
         return found | {"Triton kernels": kernels, "engine": kernels._replace(engine=True)}
-    kernels = Way(lambda: use_backend("cpu"))
+    kernels = Setting(lambda: use_backend("cpu"))
     return found | {
-        "plain, one thread": Way(lambda: on_threads(1)),
-        "plain, without oneDNN": Way(without_onednn),
+        "plain, one thread": Setting(lambda: on_threads(1)),
+        "plain, without oneDNN": Setting(without_onednn),
         "C++ kernels": kernels,
         "engine": kernels._replace(engine=True),
     }
@@ -104,71 +105,72 @@ def pictures(*, height: int = 512, width: int = 768) -> Iterator[tuple[str, npt.
 
 
 @torch.no_grad()
-def given_symbols(model: MLICPlusPlus, picture: object) -> GivenSymbols:
+def given_symbols(model: Network, picture: object) -> GivenSymbols:
     """What `model` would code for a picture (anything that `open_image` takes)."""
     from mlic_fast.pictures.image import open_image
 
     parameter = next(model.parameters())
     x = pad_to_64(to_tensor(open_image(picture)).to(parameter.device, parameter.dtype), "fade")
-    y, z = model.g_a(x), None
-    z = model.h_a(y)
-    z_hat = encode_hyper_latent(model.entropy_bottleneck, model._medians(), z)[1]
-    symbols: list[Tensor] = []
+    y, z = model.analyse(x)
+    z_hat = encode_hyper_latent(model.entropy, z)[1]
+    quantizer = Quantizer(passes(y, model.slice_num))
+    code(model.walk(z_hat), quantizer)
+    return GivenSymbols(z_hat, tuple(quantizer.symbols))
 
-    def code(colour: Pass, y_slice: Tensor | None, scales: Tensor, means: Tensor) -> Tensor:
-        assert y_slice is not None
-        packed = torch.round(pack(y_slice, colour) - pack(means, colour))
-        symbols.append(packed.to(torch.int32))
-        return unpack(packed + pack(means, colour), colour)
 
-    walk(model, model.h_s(z_hat), y, code)
-    return GivenSymbols(z_hat, tuple(symbols))
+class Quantizer:
+    """Keeps the symbols of every pass."""
+
+    def __init__(self, y: Iterator[Tensor]) -> None:
+        self._y = y
+        self.symbols: list[Tensor] = []
+
+    def begin(self, scales: Tensor) -> None:
+        pass
+
+    def finish(self, means: Tensor) -> Tensor:
+        rounded = torch.round(next(self._y) - means)
+        self.symbols.append(rounded.to(torch.int32))
+        return rounded + means
 
 
 class _Listener:
-    """Decodes given symbols and keeps the logarithms of the scales, for either walk."""
+    """Decodes given symbols and keeps the logarithms of the scales."""
 
-    def __init__(self, model: MLICPlusPlus, given: GivenSymbols) -> None:
+    def __init__(self, model: Network, given: GivenSymbols) -> None:
         self._least = float(model.gaussian_conditional.get_buffer("scale_table")[0]) * _COUNTED
         self._given = given
         self.found: list[Tensor] = []
 
-    def __call__(self, colour: Pass, y: Tensor | None, scales: Tensor, means: Tensor) -> Tensor:
-        self.begin(colour, pack(scales, colour))
-        return unpack(self.finish(colour, None, pack(means, colour)), colour)
-
-    def begin(self, colour: Pass, scales: Tensor) -> None:
+    def begin(self, scales: Tensor) -> None:
         self.found.append(scales.double().clamp_min(self._least).log_().cpu())
 
-    def finish(self, colour: Pass, y: Tensor | None, means: Tensor) -> Tensor:
+    def finish(self, means: Tensor) -> Tensor:
         return self._given.symbols[len(self.found) - 1].to(means) + means
 
 
 @torch.no_grad()
-def log_scales(model: MLICPlusPlus, given: GivenSymbols, *, engine: bool = False) -> list[Tensor]:
+def log_scales(model: Network, given: GivenSymbols, *, engine: bool = False) -> list[Tensor]:
     """Logarithms of the scales of every pass while those symbols are decoded: float64 [B, C, h, w/2], on the CPU.
 
     engine: by the compiled engine. Raises BackendError where there is none.
     """
     listener = _Listener(model, given)
     z_hat = given.z_hat.to(next(model.parameters()))
-    if not engine:
-        walk(model, model.h_s(z_hat), None, listener)
-        return listener.found
-    compiled = engine_for(model)
-    if compiled is None:
+    way: Way | None = engine_for(model) if engine else model
+    if way is None:
         raise BackendError("there is no engine for this model here; is MLIC_FAST_ENGINE off?")
-    compiled.walk(z_hat, None, listener)
+    code(way.walk(z_hat), listener)
     return listener.found
 
 
-def in_float64(model: MLICPlusPlus) -> MLICPlusPlus:
+def in_float64(model: Network) -> Network:
     """A copy of the model on the CPU that computes in float64: the reference."""
     return copy.deepcopy(model).to("cpu", torch.float64)
 
 
 def measure(
-    model: MLICPlusPlus,
+    model: Network,
     chosen: Iterator[tuple[str, object]] | Sequence[tuple[str, object]],
     *,
     tell: Callable[[Deviation], None] = lambda deviation: None,

@@ -25,7 +25,7 @@ from mlic_fast.pictures.image import Picture, open_image
 
 if TYPE_CHECKING:
     from mlic_fast.codec import FileFormat
-    from mlic_fast.model import MLICPlusPlus
+    from mlic_fast.nn.network import Network
 
 # The next picture would fail as this one did.
 _HOPELESS = {errno.ENOSPC, errno.EROFS}
@@ -94,7 +94,7 @@ def colours_of(picture: Picture) -> Picture:
 
 def of_model(
     curve: str,
-    model: Callable[[], MLICPlusPlus],
+    model: Callable[[], Network],
     point: str,
     folder: Path,
     *,

@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from mlic_fast.nn.blocks import DownsamplingBlock, ResidualBlock, conv, for_training
+from mlic_fast.nn.blocks import DownsamplingBlock, ResidualBlock, conv
 
 
 class AnalysisTransform(nn.Module):
@@ -25,5 +24,5 @@ class AnalysisTransform(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.analysis_transform(for_training(x))
-        return y.contiguous() if torch.is_grad_enabled() else y
+        y: Tensor = self.analysis_transform(x)
+        return y

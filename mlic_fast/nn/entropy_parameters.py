@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from mlic_fast.checkerboard import Parity, pack
 from mlic_fast.compute.precision import KeepsFloat32, conv
 
 
@@ -26,3 +27,8 @@ class EntropyParameters(KeepsFloat32):
     def forward(self, contexts: Tensor) -> Tensor:
         parameters: Tensor = self.fusion(contexts)
         return parameters
+
+    def of_pass(self, contexts: Tensor, parity: Parity) -> tuple[Tensor, Tensor]:
+        """Scales and means of one pass, packed [B, C, h, w/2]."""
+        scales, means = self(contexts).chunk(2, dim=1)
+        return pack(scales, parity), pack(means, parity)

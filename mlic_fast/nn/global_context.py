@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from mlic_fast.checkerboard import Pass, keep
+from mlic_fast.checkerboard import Parity, keep
 from mlic_fast.compute.precision import KeepsFloat32, conv
 from mlic_fast.config import HEAD_WIDTH
 from mlic_fast.ops.linear_attention import checkerboard_linear_attention, linear_attention
@@ -68,8 +68,8 @@ class GlobalIntraContext(KeepsFloat32):
         self.mlp = _perceptron(2 * slice_width, 4 * slice_width, 2 * slice_width)
 
     def forward(self, previous: Tensor, anchors: Tensor) -> Tensor:
-        queries = self.queries(keep(previous, Pass.NONANCHOR))
-        keys = self.keys(keep(previous, Pass.ANCHOR))
+        queries = self.queries(keep(previous, Parity.NONANCHOR))
+        keys = self.keys(keep(previous, Parity.ANCHOR))
         values = self.values(anchors)
         attention = self.reprojection(checkerboard_linear_attention(queries, keys, values, INTRA_HEADS))
         out: Tensor = attention + self.mlp(attention)

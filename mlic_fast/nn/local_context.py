@@ -7,19 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mlic_fast.checkerboard import Pass, unpack
-from mlic_fast.compute import backend
 from mlic_fast.compute.precision import Conv2d, KeepsFloat32, Linear
 from mlic_fast.config import WINDOW
-from mlic_fast.kernels.local_attention import HEADS, local_attention_full, relative_position_index, window_mask
-from mlic_fast.ops.local_attention import local_attention
-
-
-def shared_mask(hyper: Tensor) -> Tensor | None:
-    """What the local contexts of a walk over maps of `hyper`'s height and width share, if the backend needs any."""
-    if backend.choose(hyper) == "torch":
-        return window_mask(hyper.shape[2], hyper.shape[3], hyper)
-    return None
+from mlic_fast.kernels.local_attention import HEADS, relative_position_index
+from mlic_fast.ops.local_attention import local_attention_map
 
 
 class Perceptron(nn.Module):
@@ -58,20 +49,18 @@ class LocalContext(KeepsFloat32):
         self.fusion = Conv2d(slice_width, 2 * slice_width, WINDOW)
 
     def forward(self, anchors: Tensor, mask: Tensor | None = None) -> Tensor:
-        """`mask` is `shared_mask` of the same height and width; None where it is not at hand.
+        """`mask` is `shared_mask` of the same height and width; None where it is not at hand."""
+        out = local_attention_map(self.qkv(anchors), *self.parameters_of_attention(), mask)  # [B, positions, 2C]
+        out = out + self.mlp(self.norm2(out))
+        return out.transpose(1, 2).reshape(anchors.shape[0], -1, *anchors.shape[2:])
 
-        The plain path computes all positions, kernels the non-anchors only and zeros elsewhere.
-        """
+    def qkv(self, anchors: Tensor) -> Tensor:
+        """Queries, keys and values of every position, [B, 3C, h, w]."""
         batch, channels, height, width = anchors.shape
         qkv = self.qkv_proj(self.norm1(anchors.flatten(2).transpose(1, 2)))  # [B, positions, 3C]
-        qkv = qkv.transpose(1, 2).reshape(batch, 3 * channels, height, width)
-        fusion_bias, proj_bias = self.fusion.bias, self.proj.bias
-        assert fusion_bias is not None  # for the type checker: Conv2d may have been built without
-        parameters = (self.relative_position_table, self.fusion.weight, fusion_bias, self.proj.weight, proj_bias)
-        if backend.choose(qkv) == "torch":
-            out = local_attention_full(qkv, *parameters, mask)
-            out = out + self.mlp(self.norm2(out))
-            return out.transpose(1, 2).reshape(batch, 2 * channels, height, width)
-        out = local_attention(qkv, *parameters)  # [B, h, w/2, 2C]
-        out = out + self.mlp(self.norm2(out))
-        return unpack(out.permute(0, 3, 1, 2), Pass.NONANCHOR)
+        return qkv.transpose(1, 2).reshape(batch, 3 * channels, height, width)
+
+    def parameters_of_attention(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """What the attention, the convolution over its windows and the projection take."""
+        fusion_bias, proj_bias = self.fusion.get_parameter("bias"), self.proj.get_parameter("bias")
+        return self.relative_position_table, self.fusion.weight, fusion_bias, self.proj.weight, proj_bias

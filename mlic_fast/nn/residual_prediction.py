@@ -4,17 +4,12 @@
 from __future__ import annotations
 
 import itertools
-from typing import cast
 
-import torch
 from torch import Tensor, nn
 
-from mlic_fast.checkerboard import Pass, keep
-from mlic_fast.compute.backend import choose
 from mlic_fast.compute.precision import KeepsFloat32, conv
 from mlic_fast.config import Variant
-from mlic_fast.kernels.coding_steps import half_tanh_ref
-from mlic_fast.ops.coding_steps import residual_step
+from mlic_fast.kernels.residual import half_tanh_ref
 
 
 class LatentResidualPrediction(KeepsFloat32):
@@ -34,20 +29,4 @@ class LatentResidualPrediction(KeepsFloat32):
         self.lrp_transform = nn.Sequential(*layers[:-1])
 
     def forward(self, contexts: Tensor) -> Tensor:
-        return half_tanh_ref(self.logits(contexts))
-
-    def logits(self, contexts: Tensor) -> Tensor:
-        """What tanh is applied to, [B, C, h, w]."""
-        logits: Tensor = self.lrp_transform(contexts)
-        return logits
-
-
-def add_residual(network: nn.Module, contexts: Tensor, values: Tensor, colour: Pass) -> Tensor:
-    """values [B, C, h, w] plus the residual that `network` (a LatentResidualPrediction) predicts at `colour`.
-
-    May reuse the memory of `values`.
-    """
-    if torch.is_grad_enabled() or choose(values) == "torch":
-        return values + keep(network(contexts), colour)
-    residual_step(values, cast(LatentResidualPrediction, network).logits(contexts), colour)
-    return values
+        return half_tanh_ref(self.lrp_transform(contexts))

@@ -6,7 +6,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from mlic_fast.config import Variant
-from mlic_fast.nn.blocks import ResidualBlock, UpsamplingBlock, for_training, subpixel_conv
+from mlic_fast.nn.blocks import ResidualBlock, UpsamplingBlock, subpixel_conv
 
 
 class SynthesisTransform(nn.Module):
@@ -30,5 +30,5 @@ class SynthesisTransform(nn.Module):
         )
 
     def forward(self, y_hat: Tensor) -> Tensor:
-        x_hat: Tensor = self.synthesis_transform(for_training(y_hat))
+        x_hat: Tensor = self.synthesis_transform(y_hat)
         return x_hat

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mlic_fast.checkerboard import Parity, unpack
 from mlic_fast.compute import backend
 from mlic_fast.compute.precision import matmul, no_autocast
 from mlic_fast.config import WINDOW
@@ -50,6 +51,34 @@ def local_attention(
         raise BackendError(f"local_attention: backend {chosen} computes in float32, not {qkv.dtype}; use backend torch")
     out: Tensor = _local_attention(qkv, *parameters, chosen)
     return out
+
+
+def local_attention_map(
+    qkv: Tensor,
+    position_table: Tensor,
+    fusion_weight: Tensor,
+    fusion_bias: Tensor,
+    proj_weight: Tensor,
+    proj_bias: Tensor,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """The same over the whole map, [B, h·w, 2C] in raster order, of use at the non-anchors only.
+
+    mask: `shared_mask` of maps of this height and width, or None. Backend torch computes every position, as the
+    official code does; the others leave zeros at the anchors.
+    """
+    parameters = (position_table, fusion_weight, fusion_bias, proj_weight, proj_bias)
+    if backend.choose(qkv) == "torch":
+        return kernels.local_attention_full(qkv, *parameters, mask)
+    packed = local_attention(qkv, *parameters).permute(0, 3, 1, 2)
+    return unpack(packed, Parity.NONANCHOR).flatten(2).transpose(1, 2)
+
+
+def shared_mask(x: Tensor) -> Tensor | None:
+    """What `local_attention_map` shares between maps of the height, width and device of x, if its backend needs any."""
+    if backend.choose(x) == "torch":
+        return kernels.window_mask(x.shape[2], x.shape[3], x)
+    return None
 
 
 def _check(qkv: Tensor, table: Tensor, fusion: Tensor, fusion_bias: Tensor, proj: Tensor, proj_bias: Tensor) -> None:

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 from compressai.entropy_models import GaussianConditional
+from mlic_fast.entropy.coding_steps import Reader, Writer
 from mlic_fast.kernels import coding_steps as kernels
 from mlic_fast.kernels.language import HAS_TRITON
 from torch import Tensor
 
-from mlic_fast.checkerboard import Pass, keep, pack, unpack
+from mlic_fast.checkerboard import Parity, keep, pack, unpack
 from mlic_fast.compute import backend
 from mlic_fast.compute.backend import use_backend
-from mlic_fast.entropy.coding_steps import Reader, Writer
 from mlic_fast.entropy.range_coder import Decoder, Encoder
 from mlic_fast.entropy.tables import coding_tables
 from mlic_fast.errors import BackendError, CodingError, ConfigError, DeviceError, NonFiniteError
@@ -32,7 +32,7 @@ BACKENDS = [
     for name in PLACES
 ]
 FAST_BACKENDS = BACKENDS[1:]
-COLOURS = pytest.mark.parametrize("colour", Pass, ids=lambda colour: colour.name.lower())
+COLOURS = pytest.mark.parametrize("parity", Parity, ids=lambda parity: parity.name.lower())
 
 # batch, channels, height, width
 SHAPES = {
@@ -79,20 +79,22 @@ def tables(gaussian: GaussianConditional, device: str) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("chosen", BACKENDS)
 @COLOURS
 @pytest.mark.parametrize("shape", SHAPES)
-def test_steps_are_the_official_sequence(shape: str, colour: Pass, chosen: str, gaussian: GaussianConditional) -> None:
+def test_steps_are_the_official_sequence(
+    shape: str, parity: Parity, chosen: str, gaussian: GaussianConditional
+) -> None:
     device = PLACES[chosen]
     y, scales, means = maps(SHAPES[shape], device)
     boundaries = tables(gaussian, device)
-    packed = [pack(x.cpu(), colour) for x in (y, scales, means)]
+    packed = [pack(x.cpu(), parity) for x in (y, scales, means)]
     expected_indexes = gaussian.build_indexes(packed[1])
     expected_symbols = gaussian.quantize(packed[0], "symbols", packed[2])
-    expected_values = unpack(gaussian.dequantize(expected_symbols, packed[2]), colour)
+    expected_values = unpack(gaussian.dequantize(expected_symbols, packed[2]), parity)
     other = torch.randn_like(y)
     with use_backend(chosen):
         for wide in (False, True):
             values = torch.empty_like(y)
             symbols, indexes, flags = ops.encode_step(
-                values, y, scales, means, colour, *boundaries, clear=True, wide=wide
+                values, y, scales, means, parity, *boundaries, clear=True, wide=wide
             )
             assert symbols.dtype == (torch.int32 if wide else torch.int16)
             assert indexes.dtype == torch.uint8
@@ -101,24 +103,24 @@ def test_steps_are_the_official_sequence(shape: str, colour: Pass, chosen: str, 
             assert torch.equal(indexes.cpu().int(), expected_indexes)
             assert torch.equal(values.cpu(), expected_values)
 
-            found, flags = ops.decode_indexes(scales, means, colour, *boundaries)
+            found, flags = ops.decode_indexes(scales, means, parity, *boundaries)
             assert torch.equal(found, indexes)
             assert not ops.check_flags(flags)
             again = torch.empty_like(y)
-            ops.decode_values(again, symbols, means, colour, clear=True)
+            ops.decode_values(again, symbols, means, parity, clear=True)
             assert torch.equal(again, values)
-            # into a map that holds the other colour
-            both = keep(other, Pass(1 - colour.value))
+            # into a map that holds the other parity
+            both = keep(other, Parity(1 - parity.value))
             expected_both = both.cpu() + expected_values
-            ops.decode_values(both, symbols, means, colour, clear=False)
+            ops.decode_values(both, symbols, means, parity, clear=False)
             assert torch.equal(both.cpu(), expected_both)
-            both = keep(other, Pass(1 - colour.value))
-            ops.encode_step(both, y, scales, means, colour, *boundaries, clear=False, wide=wide)
+            both = keep(other, Parity(1 - parity.value))
+            ops.encode_step(both, y, scales, means, parity, *boundaries, clear=False, wide=wide)
             assert torch.equal(both.cpu(), expected_both)
 
 
 def edge_scales(table: Tensor) -> Tensor:
-    """All boundaries, the values next to them, and what lies outside, [1, 1, 2, n]; every value at both colours."""
+    """All boundaries, the values next to them, and what lies outside, [1, 1, 2, n]; every value at both parities."""
     t = table.numpy()
     up, down = np.nextafter(t, np.float32(np.inf)), np.nextafter(t, np.float32(0))
     outside = np.array([-1e30, -1, -0.0, 0, 1e-45, 1e-20, 0.05, 0.11, 300, 3e38], np.float32)
@@ -134,12 +136,12 @@ def test_indexes_at_the_boundaries(chosen: str, bound: float, gaussian: Gaussian
     assert torch.equal(other.scale_table, gaussian.scale_table)
     scales = edge_scales(other.scale_table).to(PLACES[chosen])
     zeros = torch.zeros_like(scales)
-    for colour in Pass:
-        expected = other.build_indexes(pack(scales.cpu(), colour))
+    for parity in Parity:
+        expected = other.build_indexes(pack(scales.cpu(), parity))
         with use_backend(chosen):
-            indexes, _ = ops.decode_indexes(scales, zeros, colour, *tables(other, PLACES[chosen]))
+            indexes, _ = ops.decode_indexes(scales, zeros, parity, *tables(other, PLACES[chosen]))
             _, also, _ = ops.encode_step(
-                zeros.clone(), zeros, scales, zeros, colour, *tables(other, PLACES[chosen]), clear=True
+                zeros.clone(), zeros, scales, zeros, parity, *tables(other, PLACES[chosen]), clear=True
             )
         assert torch.equal(indexes.cpu().int(), expected)
         assert torch.equal(also.cpu().int(), expected)
@@ -154,8 +156,8 @@ def test_tables_of_any_length(chosen: str, rows: int) -> None:
     bound = torch.tensor([0.11]).to(PLACES[chosen])
     scales = (torch.rand(1, 3, 6, 8) * 45).to(PLACES[chosen])
     with use_backend(chosen):
-        indexes, _ = ops.decode_indexes(scales, scales, Pass.ANCHOR, table, bound)
-    above = pack(scales, Pass.ANCHOR)[..., None] > table[:-1]
+        indexes, _ = ops.decode_indexes(scales, scales, Parity.ANCHOR, table, bound)
+    above = pack(scales, Parity.ANCHOR)[..., None] > table[:-1]
     assert torch.equal(indexes.int(), above.sum(-1).int())
 
 
@@ -169,7 +171,7 @@ def test_ties_round_to_even(chosen: str, gaussian: GaussianConditional) -> None:
     zeros = torch.zeros_like(y)
     with use_backend(chosen):
         symbols, _, flags = ops.encode_step(
-            zeros.clone(), y, zeros + 1, zeros, Pass.NONANCHOR, *tables(gaussian, device), clear=True, wide=True
+            zeros.clone(), y, zeros + 1, zeros, Parity.NONANCHOR, *tables(gaussian, device), clear=True, wide=True
         )
     assert not ops.check_flags(flags)
     assert symbols[0, 0, 0].tolist() == torch.round(values).int().tolist()
@@ -184,17 +186,19 @@ def test_large_symbols_are_reported_and_done_again(chosen: str, gaussian: Gaussi
         means = means.round()
         y[0, 1, 3, 4], means[0, 1, 3, 4] = value, 0  # row + column is odd
         with use_backend(chosen):
-            *_, flags = ops.encode_step(torch.empty_like(y), y, scales, means, Pass.ANCHOR, *boundaries, clear=True)
+            *_, flags = ops.encode_step(torch.empty_like(y), y, scales, means, Parity.ANCHOR, *boundaries, clear=True)
             assert ops.check_flags(flags) == large
             values = torch.empty_like(y)
             symbols, _, flags = ops.encode_step(
-                values, y, scales, means, Pass.ANCHOR, *boundaries, clear=True, wide=True
+                values, y, scales, means, Parity.ANCHOR, *boundaries, clear=True, wide=True
             )
             assert ops.check_flags(flags) == (value > 2**30)
             assert symbols[0, 1, 3, 2] == min(value, 2**30)
             assert values[0, 1, 3, 4] == min(value, 2**30)
-            # the other colour is not looked at
-            *_, flags = ops.encode_step(torch.empty_like(y), y, scales, means, Pass.NONANCHOR, *boundaries, clear=True)
+            # the other parity is not looked at
+            *_, flags = ops.encode_step(
+                torch.empty_like(y), y, scales, means, Parity.NONANCHOR, *boundaries, clear=True
+            )
             assert not ops.check_flags(flags)
 
 
@@ -209,35 +213,35 @@ def test_what_is_not_finite_is_refused(which: str, value: float, chosen: str, ga
     y, scales, means = tensors.values()
     expected = "scales" if which == "scales" else "latents and means"
     with use_backend(chosen):
-        *_, flags = ops.encode_step(torch.empty_like(y), y, scales, means, Pass.ANCHOR, *boundaries, clear=True)
+        *_, flags = ops.encode_step(torch.empty_like(y), y, scales, means, Parity.ANCHOR, *boundaries, clear=True)
         with pytest.raises(NonFiniteError, match=expected):
             ops.check_flags(flags)
-        *_, flags = ops.encode_step(torch.empty_like(y), y, scales, means, Pass.NONANCHOR, *boundaries, clear=True)
+        *_, flags = ops.encode_step(torch.empty_like(y), y, scales, means, Parity.NONANCHOR, *boundaries, clear=True)
         assert not ops.check_flags(flags)
         if which != "y":
-            _, flags = ops.decode_indexes(scales, means, Pass.ANCHOR, *boundaries)
+            _, flags = ops.decode_indexes(scales, means, Parity.ANCHOR, *boundaries)
             with pytest.raises(NonFiniteError, match=expected):
                 ops.check_flags(flags)
-            _, flags = ops.decode_indexes(scales, means, Pass.NONANCHOR, *boundaries)
+            _, flags = ops.decode_indexes(scales, means, Parity.NONANCHOR, *boundaries)
             assert not ops.check_flags(flags)
 
 
 @pytest.mark.parametrize("chosen", FAST_BACKENDS)
 @COLOURS
-def test_residual_is_as_close_as_the_twin(colour: Pass, chosen: str) -> None:
+def test_residual_is_as_close_as_the_twin(parity: Parity, chosen: str) -> None:
     spread = torch.cat([torch.linspace(-20, 20, 500), torch.linspace(-1, 1, 500), torch.logspace(-30, 3, 200)])
     logits = spread.repeat_interleave(2).view(1, 5, 4, 120)
     for base in (torch.zeros_like(logits), torch.randn_like(logits)):
         exact, by_twin, found = base.double(), base.clone(), base.to(PLACES[chosen])
-        kernels.residual_step_ref(exact, logits.double(), colour.value)
-        kernels.residual_step_ref(by_twin, logits, colour.value)
+        kernels.residual_step_ref(exact, logits.double(), parity.value)
+        kernels.residual_step_ref(by_twin, logits, parity.value)
         with use_backend(chosen):
-            ops.residual_step(found, logits.to(PLACES[chosen]), colour)
+            ops.residual_step(found, logits.to(PLACES[chosen]), parity)
         error, allowed = (found.cpu() - exact).abs(), (by_twin - exact).abs()
         assert error.max() <= 2 * allowed.max() + 1e-8
         # small ones relative to themselves, too
         assert bool((error <= 4e-7 * exact.abs() + 1e-37).all()) or base.any()
-        assert torch.equal(keep(found.cpu(), Pass(1 - colour.value)), keep(base, Pass(1 - colour.value)))
+        assert torch.equal(keep(found.cpu(), Parity(1 - parity.value)), keep(base, Parity(1 - parity.value)))
 
 
 @pytest.mark.parametrize("chosen", BACKENDS)
@@ -245,13 +249,13 @@ def test_residual_keeps_nan(chosen: str) -> None:
     logits = torch.full((1, 1, 2, 2), float("nan"), device=PLACES[chosen])
     values = torch.zeros_like(logits)
     with use_backend(chosen):
-        ops.residual_step(values, logits, Pass.ANCHOR)
+        ops.residual_step(values, logits, Parity.ANCHOR)
     assert values.isnan().tolist() == [[[[False, True], [True, False]]]]
 
 
 @pytest.mark.parametrize("chosen", FAST_BACKENDS)
 @COLOURS
-def test_strided_maps(colour: Pass, chosen: str, gaussian: GaussianConditional) -> None:
+def test_strided_maps(parity: Parity, chosen: str, gaussian: GaussianConditional) -> None:
     """Slices of channels, channels-last maps and a transposed one: read and written where they lie."""
     device = PLACES[chosen]
     boundaries = tables(gaussian, device)
@@ -261,20 +265,20 @@ def test_strided_maps(colour: Pass, chosen: str, gaussian: GaussianConditional) 
         means = means.transpose(2, 3)
         out = torch.zeros(2, 18, 8, 8, device=device).contiguous(memory_format=format_)
         with use_backend(chosen):
-            found = ops.encode_step(out[:, 6:12], y, scales, means, colour, *boundaries, clear=True)
+            found = ops.encode_step(out[:, 6:12], y, scales, means, parity, *boundaries, clear=True)
             values = torch.empty(2, 6, 8, 8, device=device)
             dense = [x.contiguous() for x in (y, scales, means)]
-            expected = ops.encode_step(values, *dense, colour, *boundaries, clear=True)
+            expected = ops.encode_step(values, *dense, parity, *boundaries, clear=True)
             assert all(torch.equal(a, b) for a, b in zip(found[:2], expected[:2], strict=True))
             assert torch.equal(out[:, 6:12], values)
             assert not out[:, :6].any()
             assert not out[:, 12:].any()
-            assert torch.equal(ops.decode_indexes(scales, means, colour, *boundaries)[0], expected[1])
-            ops.residual_step(out[:, 6:12], means, colour)
-            ops.residual_step(values, dense[2], colour)
+            assert torch.equal(ops.decode_indexes(scales, means, parity, *boundaries)[0], expected[1])
+            ops.residual_step(out[:, 6:12], means, parity)
+            ops.residual_step(values, dense[2], parity)
             assert torch.equal(out[:, 6:12], values)
-            ops.decode_values(out[:, 6:12], expected[0], means, colour, clear=False)
-            ops.decode_values(values, expected[0], dense[2], colour, clear=False)
+            ops.decode_values(out[:, 6:12], expected[0], means, parity, clear=False)
+            ops.decode_values(values, expected[0], dense[2], parity, clear=False)
             assert torch.equal(out[:, 6:12], values)
 
 
@@ -287,8 +291,8 @@ def test_runs_and_batches_do_not_matter(chosen: str, gaussian: GaussianCondition
 
         def run(part: slice) -> list[Tensor]:
             values = torch.empty_like(y[part])
-            step = ops.encode_step(values, y[part], scales[part], means[part], Pass.ANCHOR, *boundaries, clear=True)
-            ops.residual_step(values, means[part], Pass.ANCHOR)
+            step = ops.encode_step(values, y[part], scales[part], means[part], Parity.ANCHOR, *boundaries, clear=True)
+            ops.residual_step(values, means[part], Parity.ANCHOR)
             return [values, *step[:2]]
 
         batch = run(slice(0, 3))
@@ -315,7 +319,7 @@ def test_instruction_sets_and_threads(isa: str, monkeypatch: pytest.MonkeyPatch,
             torch.set_num_threads(count)
             with use_backend(chosen):
                 values = torch.empty_like(y)
-                step = ops.encode_step(values, y, scales, means, Pass.NONANCHOR, *boundaries, clear=True)
+                step = ops.encode_step(values, y, scales, means, Parity.NONANCHOR, *boundaries, clear=True)
                 results.append([values, *step[:2]])
     finally:
         torch.set_num_threads(threads)
@@ -336,26 +340,26 @@ def test_writer_and_reader(chosen: str, gaussian: GaussianConditional) -> None:
     with use_backend(chosen):
         encoder = Encoder(coding_tables(local))
         writer = Writer(encoder, local)
-        written = [writer(Pass.ANCHOR, far, scales, means), writer(Pass.NONANCHOR, y, scales, means)]
+        written = [writer(Parity.ANCHOR, far, scales, means), writer(Parity.NONANCHOR, y, scales, means)]
         data = encoder.finish()
         decoder = Decoder(coding_tables(local), data)
         reader = Reader(decoder, local)
-        read = [reader(colour, None, scales, means) for colour in (Pass.ANCHOR, Pass.NONANCHOR)]
+        read = [reader(parity, None, scales, means) for parity in (Parity.ANCHOR, Parity.NONANCHOR)]
         decoder.finish()
         assert all(torch.equal(a, b) for a, b in zip(written, read, strict=True))
         assert written[0][1, 2, 3, 4] > 9e5
         with pytest.raises(CodingError):
-            Writer(Encoder(coding_tables(local)), local)(Pass.ANCHOR, far * 1e6, scales, means)
+            Writer(Encoder(coding_tables(local)), local)(Parity.ANCHOR, far * 1e6, scales, means)
         for bad in (far * float("nan"), far * float("inf")):
             with pytest.raises(NonFiniteError):
-                Writer(Encoder(coding_tables(local)), local)(Pass.ANCHOR, bad, scales, means)
+                Writer(Encoder(coding_tables(local)), local)(Parity.ANCHOR, bad, scales, means)
             with pytest.raises(NonFiniteError):
-                Reader(Decoder(coding_tables(local), data), local)(Pass.ANCHOR, None, scales, bad)
+                Reader(Decoder(coding_tables(local), data), local)(Parity.ANCHOR, None, scales, bad)
     with use_backend("torch"):
         encoder = Encoder(coding_tables(gaussian))
         writer = Writer(encoder, gaussian)
-        writer(Pass.ANCHOR, far.cpu(), scales.cpu(), means.cpu())
-        writer(Pass.NONANCHOR, y.cpu(), scales.cpu(), means.cpu())
+        writer(Parity.ANCHOR, far.cpu(), scales.cpu(), means.cpu())
+        writer(Parity.NONANCHOR, y.cpu(), scales.cpu(), means.cpu())
         assert encoder.finish() == data
 
 
@@ -378,9 +382,9 @@ def test_compiles_without_graph_breaks(gaussian: GaussianConditional) -> None:
 
     def steps(y: Tensor, scales: Tensor, means: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         values = torch.zeros_like(y)
-        symbols, indexes, _ = ops.encode_step(values, y * 2, scales, means, Pass.ANCHOR, *boundaries, clear=True)
-        ops.residual_step(values, means, Pass.ANCHOR)
-        ops.decode_values(values, symbols, means, Pass.NONANCHOR, clear=False)
+        symbols, indexes, _ = ops.encode_step(values, y * 2, scales, means, Parity.ANCHOR, *boundaries, clear=True)
+        ops.residual_step(values, means, Parity.ANCHOR)
+        ops.decode_values(values, symbols, means, Parity.NONANCHOR, clear=False)
         return symbols, indexes, values + 1
 
     tensors = maps((1, 3, 4, 6))
@@ -396,16 +400,16 @@ def test_what_does_not_fit_is_refused(chosen: str, gaussian: GaussianConditional
     y, scales, means = maps((1, 2, 4, 6), device)
     with use_backend(chosen):
         with pytest.raises(CodingError, match="one shape"):
-            ops.decode_indexes(scales, means[:, :1], Pass.ANCHOR, *boundaries)
+            ops.decode_indexes(scales, means[:, :1], Parity.ANCHOR, *boundaries)
         with pytest.raises(CodingError, match="even"):
-            ops.residual_step(y[..., :5], means[..., :5], Pass.ANCHOR)
+            ops.residual_step(y[..., :5], means[..., :5], Parity.ANCHOR)
         with pytest.raises(CodingError, match="update"):
-            ops.decode_indexes(scales, means, Pass.ANCHOR, boundaries[0][:0], boundaries[1])
+            ops.decode_indexes(scales, means, Parity.ANCHOR, boundaries[0][:0], boundaries[1])
         with pytest.raises(CodingError, match="symbols must be"):
-            ops.decode_values(y, torch.zeros(1, 2, 4, 2, dtype=torch.int16), means, Pass.ANCHOR, clear=True)
+            ops.decode_values(y, torch.zeros(1, 2, 4, 2, dtype=torch.int16), means, Parity.ANCHOR, clear=True)
         if chosen != "torch":
             with pytest.raises(BackendError, match="float32"):
-                ops.decode_indexes(scales.double(), means.double(), Pass.ANCHOR, *boundaries)
+                ops.decode_indexes(scales.double(), means.double(), Parity.ANCHOR, *boundaries)
 
 
 @pytest.mark.parametrize("chosen", BACKENDS)
@@ -428,7 +432,7 @@ def test_tensors_on_other_devices_are_refused(chosen: str, gaussian: GaussianCon
                 tensors = {name: named[name] for name in arguments.split()}
                 tensors[elsewhere] = tensors[elsewhere].to("meta")
                 with pytest.raises(DeviceError, match=f"{elsewhere} on meta"):
-                    step(**tensors, colour=Pass.ANCHOR, **options)
+                    step(**tensors, parity=Parity.ANCHOR, **options)
 
 
 @pytest.mark.parametrize("chosen", BACKENDS)
@@ -440,13 +444,13 @@ def test_empty_maps_are_refused(shape: tuple[int, ...], chosen: str, gaussian: G
     symbols = torch.zeros(*shape[:3], shape[3] // 2, dtype=torch.int16, device=device)
     with use_backend(chosen):
         with pytest.raises(ConfigError, match="empty"):
-            ops.encode_step(x, x, x, x, Pass.ANCHOR, *boundaries, clear=True)
+            ops.encode_step(x, x, x, x, Parity.ANCHOR, *boundaries, clear=True)
         with pytest.raises(ConfigError, match="empty"):
-            ops.decode_indexes(x, x, Pass.ANCHOR, *boundaries)
+            ops.decode_indexes(x, x, Parity.ANCHOR, *boundaries)
         with pytest.raises(ConfigError, match="empty"):
-            ops.decode_values(x, symbols, x, Pass.ANCHOR, clear=True)
+            ops.decode_values(x, symbols, x, Parity.ANCHOR, clear=True)
         with pytest.raises(ConfigError, match="empty"):
-            ops.residual_step(x, x, Pass.ANCHOR)
+            ops.residual_step(x, x, Parity.ANCHOR)
 
 
 @pytest.mark.parametrize("chosen", BACKENDS)
@@ -459,14 +463,14 @@ def test_expanded_values_are_not_written(chosen: str, gaussian: GaussianConditio
         for thin in (y[:1], y[:, :1], y[:, :, :1], y[..., :1]):
             values = thin.clone().expand(y.shape)
             with pytest.raises(ConfigError, match="expanded"):
-                ops.encode_step(values, y, scales, means, Pass.ANCHOR, *boundaries, clear=True)
+                ops.encode_step(values, y, scales, means, Parity.ANCHOR, *boundaries, clear=True)
             with pytest.raises(ConfigError, match="expanded"):
-                ops.decode_values(values, symbols, means, Pass.ANCHOR, clear=False)
+                ops.decode_values(values, symbols, means, Parity.ANCHOR, clear=False)
             with pytest.raises(ConfigError, match="expanded"):
-                ops.residual_step(values, means, Pass.ANCHOR)
+                ops.residual_step(values, means, Parity.ANCHOR)
         # dimensions of one element have no stride to speak of, and what is only read may be expanded
         values = torch.zeros(1, 1, 4, 4, device=device).as_strided((1, 1, 4, 4), (0, 0, 4, 1))
-        ops.decode_values(values, symbols[:1, :1], means[:1, :1, :1].expand(1, 1, 4, 4), Pass.ANCHOR, clear=True)
+        ops.decode_values(values, symbols[:1, :1], means[:1, :1, :1].expand(1, 1, 4, 4), Parity.ANCHOR, clear=True)
         assert torch.equal(values[0, 0, 0, 1::2], means[0, 0, 0, 1::2])
 
 

@@ -17,7 +17,7 @@ from mlic_fast.kernels.language import HAS_TRITON
 from mlic_fast.kernels.local_attention import local_attention_full, local_attention_ref, window_mask
 from torch import Tensor
 
-from mlic_fast.checkerboard import Pass, keep, pack
+from mlic_fast.checkerboard import Parity, keep, pack
 from mlic_fast.compute import backend
 from mlic_fast.errors import BackendError, ConfigError
 from mlic_fast.nn.local_context import LocalContext, shared_mask
@@ -285,7 +285,7 @@ def test_mask_is_added_and_does_not_exclude(chosen: str, advantage: float) -> No
     inputs = arguments(1, 2, 4, 4, device=DEVICE if chosen == "triton" else "cpu")
     qkv = inputs[0]
     qkv[:, 0:2] = 1.0
-    nonanchors = keep(torch.ones_like(qkv[:, 2:4]), Pass.NONANCHOR) > 0
+    nonanchors = keep(torch.ones_like(qkv[:, 2:4]), Parity.NONANCHOR) > 0
     qkv[:, 2:4] = torch.where(nonanchors, advantage, 0.01 * qkv[:, 2:4])
     exact = local_attention_ref(*(x.double() for x in inputs))
     with backend.use_backend(chosen):
@@ -305,7 +305,7 @@ def test_nan_reaches_the_windows_that_hold_it_and_no_others(chosen: str) -> None
             found = local_attention(*inputs)
         holds = torch.zeros(1, 1, 4, width)
         holds[:, :, :3, 2:7] = 1.0
-        expected = pack(holds, Pass.NONANCHOR)[0, 0] > 0
+        expected = pack(holds, Parity.NONANCHOR)[0, 0] > 0
         assert torch.equal(found.isnan().all(-1)[0].cpu(), expected)
         assert torch.equal(found.isnan().any(-1)[0].cpu(), expected)
 
@@ -428,16 +428,16 @@ def test_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
 def test_local_context_on_kernels_is_the_plain_ones_nonanchors() -> None:
     torch.manual_seed(0)
     module = LocalContext(8)
-    anchors = keep(torch.randn(2, 8, 4, 8), Pass.ANCHOR).requires_grad_()
+    anchors = keep(torch.randn(2, 8, 4, 8), Parity.ANCHOR).requires_grad_()
     with backend.use_backend("torch"):
-        plain = keep(module(anchors, window_mask(4, 8, anchors)), Pass.NONANCHOR)
-        assert torch.equal(plain, keep(module(anchors), Pass.NONANCHOR))
+        plain = keep(module(anchors, window_mask(4, 8, anchors)), Parity.NONANCHOR)
+        assert torch.equal(plain, keep(module(anchors), Parity.NONANCHOR))
         assert shared_mask(anchors) is not None
     with backend.use_backend("cpu"):
         found = module(anchors)
         assert shared_mask(anchors) is None
     torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-5)
-    assert torch.equal(found, keep(found, Pass.NONANCHOR))
+    assert torch.equal(found, keep(found, Parity.NONANCHOR))
     weights = [anchors, *module.parameters()]
     grad = torch.randn_like(plain)
     expected = torch.autograd.grad(plain, weights, grad)

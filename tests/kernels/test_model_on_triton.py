@@ -12,7 +12,7 @@ import torch
 from mlic_fast.kernels import language
 
 from mlic_fast import MLICPlusPlus, ModelConfig
-from mlic_fast.checkerboard import Pass
+from mlic_fast.checkerboard import Parity
 from mlic_fast.compute.backend import use_backend
 from mlic_fast.ops.coding_steps import decode_indexes, decode_values, encode_step, residual_step
 from mlic_fast.ops.gdn import gdn
@@ -49,14 +49,14 @@ def test_the_engine_s_calls_on_a_device(
     """Whole calls as on a GPU: its convolutions, packed steps and guard, against the readable model."""
     from mlic_fast.engine import Options, engine_for, forget_engines, layers
     from mlic_fast.engine.gpu.layers import CudaConvolution
-    from mlic_fast.engine.gpu.programs import Entropy, compress, decompress
+    from mlic_fast.engine.gpu.programs import compress, decompress
 
     torch.manual_seed(1)
     model = MLICPlusPlus(ModelConfig(N=16, M=64, slice_num=2)).eval().to(DEVICE)
     with torch.no_grad():
         model.g_a.analysis_transform[-1].weight.mul_(30)
     model.update()
-    x, entropy = test_image(64, 64, 51).to(DEVICE), Entropy(model.gaussian_conditional, model.entropy_bottleneck)
+    x, entropy = test_image(64, 64, 51).to(DEVICE), model.entropy
     monkeypatch.setattr(layers, "_PackedConvolution", lambda *arguments: CudaConvolution(*arguments[:5]))
     with use_backend("triton"):
         engine = engine_for(model, Options(transform_dtype="float32"))
@@ -95,17 +95,17 @@ def _maps(count: int) -> list[torch.Tensor]:
 
 def _encode() -> None:
     table, bound = torch.linspace(0.11, 4.0, 8), torch.tensor([0.11])
-    encode_step(torch.empty(1, 32, 4, 4), *_maps(3), Pass.ANCHOR, table, bound, clear=True)
+    encode_step(torch.empty(1, 32, 4, 4), *_maps(3), Parity.ANCHOR, table, bound, clear=True)
 
 
 def _decode() -> None:
     table, bound = torch.linspace(0.11, 4.0, 8), torch.tensor([0.11])
-    decode_indexes(*_maps(2), Pass.ANCHOR, table, bound)
+    decode_indexes(*_maps(2), Parity.ANCHOR, table, bound)
 
 
 def _values() -> None:
     symbols = torch.zeros(1, 32, 4, 2, dtype=torch.int32)
-    decode_values(torch.empty(1, 32, 4, 4), symbols, _random(1, 32, 4, 4), Pass.ANCHOR, clear=True)
+    decode_values(torch.empty(1, 32, 4, 4), symbols, _random(1, 32, 4, 4), Parity.ANCHOR, clear=True)
 
 
 def _local() -> None:
@@ -121,7 +121,7 @@ OPERATIONS = [
     pytest.param(_encode, 1, id="coding step, encoding"),
     pytest.param(_decode, 1, id="coding step, indexes"),
     pytest.param(_values, 1, id="coding step, values"),
-    pytest.param(lambda: residual_step(*_maps(2), Pass.ANCHOR), 1, id="residual"),
+    pytest.param(lambda: residual_step(*_maps(2), Parity.ANCHOR), 1, id="residual"),
     pytest.param(lambda: gdn(_random(1, 32, 4, 4), _random(32), _random(32, 32), _random(1, 32, 4, 4)), 1, id="GDN"),
 ]
 

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Running the parts of a call: as they stand, or recorded once as CUDA graphs and replayed.
 
-A part is a function without arguments or result that reads and writes tensors which stay where they are. Parts of one
-program run in order. A recorded part is replayed without Python: same kernels, same addresses.
+A call's work on the device is an iterator each of whose steps is a part: it reads and writes tensors which stay where
+they are, and gives nothing. A recorded part is replayed without Python: same kernels, same addresses.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -16,30 +16,29 @@ import torch
 
 from mlic_fast.errors import DeviceError
 
-Part = Callable[[], None]
+Parts = Iterator[None]
+# Begins the work anew. While it is being recorded it is run twice.
+Start = Callable[[], Parts]
 
 
-class Executor(Protocol):
-    """Runs the parts of a program, from number 0 upwards."""
-
-    recorded: bool  # whether what a part has written will be overwritten by the next call's
-
-    def run(self, number: int) -> None:
-        """Run one part, on the current stream of the program's device."""
-        ...
-
-
-class Recording(Executor, Protocol):
-    """Parts of one program that were recorded."""
+class Recording(Protocol):
+    """The parts of one call that were recorded."""
 
     nbytes: int  # of device memory that it keeps, besides the program's own buffers
+
+    def replay(self) -> Parts:
+        """The parts once more, each on the current stream of the program's device."""
+        ...
 
 
 class Recorder(Protocol):
     """What recording takes, on one device. Any thread may use it."""
 
-    def record(self, parts: Sequence[Part]) -> Recording:
-        """Record the parts in order; whatever it raises, nothing stays in the state of being recorded."""
+    def record(self, start: Start) -> Recording:
+        """Record the parts in order and keep nothing of the iterator alive.
+
+        Whatever it raises, nothing stays in the state of being recorded.
+        """
         ...
 
     def mark(self) -> Any:
@@ -63,18 +62,6 @@ class Recorder(Protocol):
         ...
 
 
-class PlainExecutor:
-    """Runs parts as they stand."""
-
-    recorded = False
-
-    def __init__(self, parts: Sequence[Part]) -> None:
-        self._parts = parts
-
-    def run(self, number: int) -> None:
-        self._parts[number]()
-
-
 class CudaRecorder:
     """Records parts as CUDA graphs that share one pool of memory."""
 
@@ -82,7 +69,7 @@ class CudaRecorder:
         self._device = device
         self._streams: set[int] = set()  # those that living recordings were made on
 
-    def record(self, parts: Sequence[Part]) -> Recording:
+    def record(self, start: Start) -> Recording:
         with torch.cuda.device(self._device):
             current, stream = torch.cuda.current_stream(), self._unused_stream()
             pool = torch.cuda.graph_pool_handle()
@@ -90,10 +77,11 @@ class CudaRecorder:
             try:
                 with torch.cuda.stream(stream):
                     # kernels are compiled and libraries set up before: neither is possible while recording
-                    for part in parts:
-                        part()
+                    count = sum(1 for _ in start())
                     stream.synchronize()
-                    graphs = [_capture(part, pool) for part in parts]
+                    parts = start()
+                    graphs = [_capture(parts, pool) for _ in range(count)]
+                    del parts
             finally:
                 current.wait_stream(stream)
             recording = CudaRecording(graphs, _bytes_of_pool(pool))
@@ -137,21 +125,21 @@ class CudaRecorder:
 class CudaRecording:
     """Graphs of one program's parts."""
 
-    recorded = True
-
     def __init__(self, graphs: list[Any], nbytes: int) -> None:
         self._graphs, self.nbytes = graphs, nbytes
 
-    def run(self, number: int) -> None:
-        self._graphs[number].replay()
+    def replay(self) -> Parts:
+        for graph in self._graphs:
+            graph.replay()
+            yield
 
 
-def _capture(part: Part, pool: Any) -> Any:
+def _capture(parts: Parts, pool: Any) -> Any:
     graph = torch.cuda.CUDAGraph()
     try:
         # other threads may allocate and copy meanwhile
         graph.capture_begin(pool=pool, capture_error_mode="thread_local")  # type: ignore[no-untyped-call]
-        part()
+        next(parts)
         graph.capture_end()  # type: ignore[no-untyped-call]
     except BaseException:
         if torch.cuda.is_current_stream_capturing():

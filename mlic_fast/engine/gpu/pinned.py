@@ -10,7 +10,7 @@ from torch import Tensor
 _ALIGNMENT = 64
 
 
-class Mailbox:
+class PinnedArrays:
     """Named arrays that lie next to each other on the device and, pinned, on the host.
 
     The host must not touch what `send` is taking or `fetch` is bringing: wait() says when the last fetch is complete,

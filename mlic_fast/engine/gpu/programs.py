@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole calls on a GPU: symbols are found and used there, and the host waits once a coding step, or once in all.
+"""Whole calls on a GPU: symbols are found and used there, and the host waits once a pass, or once in all.
 
-Encoding is one part: everything from the picture to symbols, indexes and the guard's moves, which the host fetches in
-one copy and codes afterwards. Decoding is two parts a pass. The first finds indexes, for which the host waits; while it
-reads their symbols, the device computes the means to them in the second. Parts are recorded and replayed, see
-mlic_fast.engine.gpu.graphs.
+What the device does stands in `_encode` and `_decode`, generators whose every yield ends a part: there the host may
+wait, fetch and send. Encoding is one part: everything from the picture to symbols, indexes and the guard's moves, which
+the host fetches in one copy and codes afterwards. Decoding is two parts a pass. The first finds indexes, for which the
+host waits; while it reads their symbols, the device computes the means to them in the second. Parts are recorded and
+replayed, see mlic_fast.engine.gpu.graphs.
 """
 
 from __future__ import annotations
@@ -15,25 +16,23 @@ from functools import partial
 from typing import NamedTuple, TypeVar
 
 import torch
-from compressai.entropy_models import EntropyBottleneck, GaussianConditional
 from torch import Tensor
 
-from mlic_fast.checkerboard import Pass
 from mlic_fast.compute.backend import choose
 from mlic_fast.compute.nonfinite import non_finite
 from mlic_fast.compute.precision import no_autocast
 from mlic_fast.engine.engine import Engine
-from mlic_fast.engine.gpu.graphs import CudaRecorder, Executor, Part
-from mlic_fast.engine.gpu.pinned import Mailbox
-from mlic_fast.engine.gpu.recordings import Instances, ProgramT, run_plain
-from mlic_fast.engine.walk import Stages
+from mlic_fast.engine.gpu.graphs import CudaRecorder, Parts, Start
+from mlic_fast.engine.gpu.pinned import PinnedArrays
+from mlic_fast.engine.gpu.recordings import Drive, ProgramT, RecordedPrograms, run_plain
+from mlic_fast.entropy.coders import Coded, code
 from mlic_fast.entropy.factorized import decode_hyper_symbols, encode_hyper_symbols
 from mlic_fast.entropy.moved_boundaries import GuardReader, GuardWriter, MovePlanner
 from mlic_fast.entropy.range_coder import Decoder, Encoder
-from mlic_fast.entropy.tables import coding_tables
+from mlic_fast.entropy.tables import EntropyModels, GaussianTables, coding_tables
 from mlic_fast.errors import BitstreamError, GuardError
-from mlic_fast.ops.coding_steps import check_flags
-from mlic_fast.ops.packed_steps import encode_packed, flag_count, packed_indexes, packed_values
+from mlic_fast.ops.coding_steps import check_flags, decode_indexes, decode_values, encode_step, flag_count
+from mlic_fast.passes import passes, send
 
 Result = TypeVar("Result")
 
@@ -41,31 +40,16 @@ Result = TypeVar("Result")
 _Y_UNIT, _Z_UNIT = 16, 64
 
 
-class Entropy(NamedTuple):
-    """A model's two entropy models."""
-
-    gaussian: GaussianConditional
-    bottleneck: EntropyBottleneck
-
-    def medians(self) -> Tensor:
-        """Of z's channels, [N, 1, 1]."""
-        return self.bottleneck.get_parameter("quantiles").detach()[:, :, 1:2]
-
-
-class Coded(NamedTuple):
-    """What compressing gives: the y string, a z string for each item, and the guard if one was asked for."""
-
-    y: bytes
-    z: list[bytes]
-    guard: bytes | None
-
-
 def compress(
-    engine: Engine, entropy: Entropy, x: Tensor, deltas: float | Tensor | None, instances: Instances | None = None
+    engine: Engine,
+    entropy: EntropyModels,
+    x: Tensor,
+    deltas: float | Tensor | None,
+    recorded: RecordedPrograms | None = None,
 ) -> Coded:
     """x [B, 3, H, W] on the engine's device, sides multiples of 64 → strings.
 
-    deltas: as for GuardWriter, or None for strings without a guard. instances: None: those of the device.
+    deltas: as for GuardWriter, or None for strings without a guard. recorded: None: the programs of the device.
     Raises NonFiniteError, CodingError, GuardError.
     """
     shape = tuple(x.shape)
@@ -73,16 +57,16 @@ def compress(
     def make(wide: bool) -> EncodeProgram:
         return EncodeProgram(engine, entropy, shape, deltas, wide)
 
-    def drive(program: EncodeProgram, executor: Executor) -> Coded | None:
+    def drive(program: EncodeProgram, parts: Parts, replayed: bool) -> Coded | None:
         program.x.copy_(x)
-        executor.run(0)
+        next(parts)
         program.out.fetch()
         program.out.wait()
         return program.coded(entropy, deltas)
 
     key = ("encode", shape, tuple(deltas.flatten().tolist()) if isinstance(deltas, Tensor) else deltas, choose(x))
     with _undisturbed(x.device):
-        coded = _call(engine, key, x.device, partial(make, False), drive, instances)
+        coded = _call(engine, key, x.device, partial(make, False), drive, recorded)
         if coded is None:  # too rare to be recorded
             coded = run_plain(partial(make, True), drive)
     assert coded is not None  # wide symbols always fit
@@ -91,12 +75,12 @@ def compress(
 
 def decompress(
     engine: Engine,
-    entropy: Entropy,
+    entropy: EntropyModels,
     y_string: bytes,
     z_strings: Sequence[bytes],
     z_shape: tuple[int, int],
     guard: bytes | None,
-    instances: Instances | None = None,
+    recorded: RecordedPrograms | None = None,
 ) -> Tensor:
     """Strings of a picture whose z has this height and width → x̂ float32 [B, 3, H, W], not clamped.
 
@@ -108,15 +92,16 @@ def decompress(
     def make(wide: bool) -> DecodeProgram:
         return DecodeProgram(engine, entropy, shape, guard is not None, wide)
 
-    def drive(program: DecodeProgram, executor: Executor) -> Tensor:
+    def drive(program: DecodeProgram, parts: Parts, replayed: bool) -> Tensor:
         program.z.host["symbols"].copy_(z_symbols)
-        return program.decode(executor, Decoder(coding_tables(entropy.gaussian), y_string), guard)
+        x_hat = program.decode(parts, Decoder(coding_tables(entropy.gaussian), y_string), guard)
+        return x_hat.clone() if replayed else x_hat
 
     with _undisturbed(device):
         z_symbols = decode_hyper_symbols(entropy.bottleneck, z_strings, z_shape)
         key = ("decode", shape, guard is not None, choose(entropy.medians()))
         try:
-            return _call(engine, key, device, partial(make, False), drive, instances)
+            return _call(engine, key, device, partial(make, False), drive, recorded)
         except GuardError:
             raise
         except BitstreamError:
@@ -129,18 +114,18 @@ class EncodeProgram:
     """From a picture to everything that is to be coded, in one part."""
 
     def __init__(
-        self, engine: Engine, entropy: Entropy, shape: tuple[int, ...], deltas: float | Tensor | None, wide: bool
+        self, engine: Engine, entropy: EntropyModels, shape: tuple[int, ...], deltas: float | Tensor | None, wide: bool
     ) -> None:
         batch, _, height, width = shape
         device = entropy.medians().device
         self._passes = 2 * engine.slice_count
         self._packed = batch, engine.slice_width, height // _Y_UNIT, width // _Y_UNIT // 2
         n = torch.Size(self._packed).numel()
-        self._table = entropy.gaussian.get_buffer("scale_table").cpu()
+        self._table = entropy.gaussian.scale_table.cpu()
         planner = None if deltas is None else MovePlanner(self._table, deltas, device)
         z_shape = (batch, len(entropy.medians()), height // _Z_UNIT, width // _Z_UNIT)
         self.x = torch.zeros(shape, device=device)
-        self.out = Mailbox(
+        self.out = PinnedArrays(
             device,
             symbols=(torch.int32 if wide else torch.int16, (self._passes, n)),
             indexes=(torch.uint8, (self._passes, n)),
@@ -150,9 +135,9 @@ class EncodeProgram:
             z_finite=(torch.bool, ()),
         )
         self.nbytes = self.out.nbytes + self.x.nbytes
-        self.parts: list[Part] = [partial(_encode, engine, entropy, planner, self.x, self.out.device)]
+        self.start: Start | None = partial(_encode, engine, entropy, planner, self.x, self.out.device)
 
-    def coded(self, entropy: Entropy, deltas: float | Tensor | None) -> Coded | None:
+    def coded(self, entropy: EntropyModels, deltas: float | Tensor | None) -> Coded | None:
         """What was fetched, coded; None if a symbol needs to be wide. Raises NonFiniteError, CodingError."""
         found = self.out.host
         if not found["z_finite"]:
@@ -171,90 +156,90 @@ class EncodeProgram:
         return Coded(encoder.finish(), z_strings, None if guard is None else guard.finish())
 
 
-def _encode(engine: Engine, entropy: Entropy, planner: MovePlanner | None, x: Tensor, out: dict[str, Tensor]) -> None:
+def _encode(
+    engine: Engine, entropy: EntropyModels, planner: MovePlanner | None, x: Tensor, out: dict[str, Tensor]
+) -> Parts:
     y, z = engine.analyse(x)
     medians = entropy.medians()
     rounded = torch.round(z - medians)
     out["z_finite"].copy_(torch.isfinite(rounded).all())
     out["z"].copy_(rounded)
-    engine.walk(out["z"] + medians, y, _DeviceWriter(entropy.gaussian, planner, out))
+    del z, rounded
+    writer = _DeviceWriter(entropy.gaussian, passes(y, engine.slice_count), planner, out)
+    code(engine.walk(out["z"] + medians), writer)
+    yield
 
 
 class _DeviceWriter:
-    """PackedSteps that leave each pass's symbols, indexes, flags and moves on the device."""
+    """A coder that leaves each pass's symbols, indexes, flags and moves on the device."""
 
-    def __init__(self, gaussian: GaussianConditional, planner: MovePlanner | None, out: dict[str, Tensor]) -> None:
+    def __init__(
+        self, gaussian: GaussianTables, y: Iterator[Tensor], planner: MovePlanner | None, out: dict[str, Tensor]
+    ) -> None:
+        """y: of each pass, packed. out: what is written, a row for each pass."""
         self._boundaries = gaussian.scale_table, gaussian.scale_bound
         self._planner, self._out = planner, out
-        self._number = 0
-        self._scales: Tensor | None = None
+        self._passes = enumerate(y)
+        self._scales: Tensor | None = None  # of the pass that was begun
 
-    def begin(self, colour: Pass, scales: Tensor) -> None:
+    def begin(self, scales: Tensor) -> None:
+        self._number, self._y = next(self._passes)
         if self._planner is not None:
             scales, plan = self._planner.plan(self._number, scales)
             self._out["plans"][self._number].copy_(plan)
         self._scales = scales
 
-    def finish(self, colour: Pass, y: Tensor | None, means: Tensor) -> Tensor:
-        assert y is not None
+    def finish(self, means: Tensor) -> Tensor:
         assert self._scales is not None  # begin came before
         written = [self._out[name][self._number] for name in ("symbols", "indexes", "flags")]
-        self._number += 1
-        return encode_packed(y, self._scales, means, *self._boundaries, *written)
+        return encode_step(self._y, self._scales, means, *self._boundaries, *written)
 
 
 class DecodeProgram:
-    """From z's symbols to a picture, the symbols of each pass coming in on the way.
+    """From z's symbols to a picture, the symbols of each pass coming in on the way."""
 
-    Part 0 finds the first pass's indexes. Of pass p, part 2p + 1 computes the means, part 2p + 2 takes the symbols
-    and finds the next pass's indexes. The last part is the synthesis.
-    """
-
-    def __init__(self, engine: Engine, entropy: Entropy, shape: tuple[int, ...], guarded: bool, wide: bool) -> None:
+    def __init__(
+        self, engine: Engine, entropy: EntropyModels, shape: tuple[int, ...], guarded: bool, wide: bool
+    ) -> None:
         batch, height, width = shape
         device = entropy.medians().device
         unit = _Z_UNIT // _Y_UNIT
-        self._packed = batch, engine.slice_width, height * unit, width * unit // 2
-        n = torch.Size(self._packed).numel()
+        n = batch * engine.slice_width * height * unit * (width * unit // 2)
         self.passes, self._n = 2 * engine.slice_count, n
-        self.z = Mailbox(device, symbols=(torch.int32, (batch, len(entropy.medians()), height, width)))
-        self._symbols = Mailbox(device, symbols=(torch.int32 if wide else torch.int16, (n,)))
+        self.z = PinnedArrays(device, symbols=(torch.int32, (batch, len(entropy.medians()), height, width)))
+        self._symbols = PinnedArrays(device, symbols=(torch.int32 if wide else torch.int16, (n,)))
         # two, so that the next pass's factors can be written while the last one's are under way
-        self._factors = [Mailbox(device, factors=(torch.float32, (n,))) for _ in range(2)] if guarded else []
-        self._found = Mailbox(device, indexes=(torch.uint8, (n,)), flags=(torch.uint8, (2, flag_count(n))))
-        boxes = [self.z, self._symbols, *self._factors, self._found]
-        self._table = entropy.gaussian.get_buffer("scale_table").cpu()
-        # kept by the parts and by this, so that neither needs the other
+        self._factors = [PinnedArrays(device, factors=(torch.float32, (n,))) for _ in range(2)] if guarded else []
+        self._found = PinnedArrays(device, indexes=(torch.uint8, (n,)), flags=(torch.uint8, (2, flag_count(n))))
+        arrays = [self.z, self._symbols, *self._factors, self._found]
+        self._table = entropy.gaussian.scale_table.cpu()
+        # known to the parts and to this, so that neither needs the other
         self._result: dict[str, Tensor] = {}
         inputs = _Inputs(
             z=self.z.device["symbols"],
             symbols=self._symbols.device["symbols"],
-            factors=[box.device["factors"] for box in self._factors],
+            factors=[each.device["factors"] for each in self._factors],
         )
-        walk = _DecodeWalk(engine, entropy, inputs, self._found.device, self._result)
-        self.parts: list[Part] = [walk.start]
-        for number in range(self.passes):
-            self.parts += [partial(walk.means, number), partial(walk.values, number)]
-        self.parts.append(walk.synthesise)
-        self.nbytes = sum(box.nbytes for box in boxes)
+        self.start: Start | None = partial(_decode, engine, entropy, inputs, self._found.device, self._result)
+        self.nbytes = sum(each.nbytes for each in arrays)
 
-    def decode(self, executor: Executor, decoder: Decoder, guard: bytes | None) -> Tensor:
-        """x̂, which nobody else has. Raises as `decompress` does."""
+    def decode(self, parts: Parts, decoder: Decoder, guard: bytes | None) -> Tensor:
+        """x̂, which the next run of a recorded program overwrites. Raises as `decompress` does."""
         reader = None if guard is None else GuardReader(self._table, guard)
         found = self._found.host
 
         def send_factors(number: int) -> None:
             if reader is not None and number < self.passes:
-                box = self._factors[number % 2]
-                box.host["factors"].copy_(torch.from_numpy(reader.factors(self._n)))
-                box.send()
+                arrays = self._factors[number % 2]
+                arrays.host["factors"].copy_(torch.from_numpy(reader.factors(self._n)))
+                arrays.send()
 
         self.z.send()
         send_factors(0)
-        executor.run(0)
+        next(parts)  # the first pass's indexes
         self._found.fetch()
         for number in range(self.passes):
-            executor.run(2 * number + 1)
+            next(parts)  # means, while the host reads the symbols
             send_factors(number + 1)
             self._found.wait()
             check_flags(found["flags"].flatten())
@@ -262,15 +247,15 @@ class DecodeProgram:
                 reader.check(found["indexes"])
             decoder.decode(found["indexes"], self._symbols.host["symbols"])
             self._symbols.send()
-            executor.run(2 * number + 2)
+            next(parts)  # values, and the next pass's indexes
             self._found.fetch()
-        executor.run(2 * self.passes + 1)
+        next(parts)  # the picture
         self._found.wait()
         check_flags(found["flags"].flatten())
         decoder.finish()
         if reader is not None:
             reader.finish()
-        return self._result["x_hat"].clone() if executor.recorded else self._result.pop("x_hat")
+        return self._result["x_hat"]
 
 
 class _Inputs(NamedTuple):
@@ -281,57 +266,36 @@ class _Inputs(NamedTuple):
     factors: list[Tensor]  # of even and of odd passes; empty without a guard
 
 
-class _DecodeWalk:
-    """What the parts of a DecodeProgram do, and what lives between them on the device."""
+def _decode(
+    engine: Engine, entropy: EntropyModels, inputs: _Inputs, found: dict[str, Tensor], result: dict[str, Tensor]
+) -> Parts:
+    """found: written are indexes and flags of a pass, flags [0] of its scales, [1] of the means before them.
 
-    def __init__(
-        self, engine: Engine, entropy: Entropy, inputs: _Inputs, found: dict[str, Tensor], result: dict[str, Tensor]
-    ) -> None:
-        """found: written are indexes and flags of a pass, flags [0] of its scales, [1] of the means before them.
-
-        result: x̂ is put there.
-        """
-        self._engine, self._medians = engine, entropy.medians()
-        self._boundaries = entropy.gaussian.scale_table, entropy.gaussian.scale_bound
-        self._inputs, self._found, self._result = inputs, found, result
-        self._stages: Stages | None = None
-        self._means: Tensor | None = None
-
-    def start(self) -> None:
-        self._found["flags"].zero_()
-        self._stages = self._engine.stages(self._inputs.z + self._medians)
-        self._look_up(0, self._stages.open(0))
-
-    def means(self, number: int) -> None:
-        assert self._stages is not None  # `start` came before
-        self._means = self._stages.means(number // 2, _colour(number)).contiguous()
-
-    def values(self, number: int) -> None:
-        assert self._stages is not None
-        assert self._means is not None  # `means` came before
-        values = packed_values(self._inputs.symbols, self._means, self._found["flags"][1])
-        self._means = None
-        i = number // 2
-        if _colour(number) is Pass.ANCHOR:
-            self._look_up(number + 1, self._stages.anchors(i, values))
-        else:
-            self._stages.close(i, values)
-            if i + 1 < self._engine.slice_count:
-                self._look_up(number + 1, self._stages.open(i + 1))
-
-    def synthesise(self) -> None:
-        assert self._stages is not None
-        y_hat, self._stages = self._stages.y_hat, None
-        self._result["x_hat"] = self._engine.synthesise(y_hat)
-
-    def _look_up(self, number: int, scales: Tensor) -> None:
-        factors = self._inputs.factors[number % 2] if self._inputs.factors else None
-        written = self._found["indexes"], self._found["flags"][0]
-        packed_indexes(scales.contiguous(), factors, *self._boundaries, *written)
-
-
-def _colour(number: int) -> Pass:
-    return (Pass.ANCHOR, Pass.NONANCHOR)[number % 2]
+    result: x̂ is put there.
+    """
+    boundaries = entropy.gaussian.scale_table, entropy.gaussian.scale_bound
+    found["flags"].zero_()
+    walk = engine.walk(inputs.z + entropy.medians())
+    scales: Tensor | None = next(walk)
+    y_hat: Tensor | None = None
+    number = 0
+    while scales is not None:
+        factors = inputs.factors[number % 2] if inputs.factors else None
+        decode_indexes(scales, factors, *boundaries, found["indexes"], found["flags"][0])
+        del scales
+        yield
+        means = next(walk)
+        yield
+        values = decode_values(inputs.symbols, means, found["flags"][1])
+        del means
+        scales, y_hat = send(walk, values)
+        del values
+        number += 1
+    yield
+    assert y_hat is not None  # a walk ends with it
+    result["x_hat"] = engine.synthesise(y_hat)
+    del y_hat
+    yield
 
 
 @contextmanager
@@ -341,7 +305,7 @@ def _undisturbed(device: torch.device) -> Iterator[None]:
         yield
 
 
-_instances: dict[torch.device, Instances] = {}
+_of_devices: dict[torch.device, RecordedPrograms] = {}
 
 
 def _call(
@@ -349,11 +313,11 @@ def _call(
     key: Hashable,
     device: torch.device,
     make: Callable[[], ProgramT],
-    drive: Callable[[ProgramT, Executor], Result],
-    instances: Instances | None,
+    drive: Drive[ProgramT, Result],
+    recorded: RecordedPrograms | None,
 ) -> Result:
-    if instances is None and device.type == "cuda":
-        instances = _instances.get(device)
-        if instances is None:
-            instances = _instances.setdefault(device, Instances(CudaRecorder(device)))
-    return run_plain(make, drive) if instances is None else instances.call(engine, key, make, drive)
+    if recorded is None and device.type == "cuda":
+        recorded = _of_devices.get(device)
+        if recorded is None:
+            recorded = _of_devices.setdefault(device, RecordedPrograms(CudaRecorder(device)))
+    return run_plain(make, drive) if recorded is None else recorded.call(engine, key, make, drive)

@@ -21,7 +21,7 @@ from weakref import WeakKeyDictionary, ref
 import torch
 
 from mlic_fast.compute.device import is_memory_error
-from mlic_fast.engine.gpu.graphs import Executor, Part, PlainExecutor, Recorder, Recording
+from mlic_fast.engine.gpu.graphs import Parts, Recorder, Recording, Start
 from mlic_fast.errors import ConfigError
 
 VARIABLE = "MLIC_FAST_GRAPH_MEMORY"
@@ -33,21 +33,23 @@ _UNITS = {"": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 class Program(Protocol):
-    """Parts of a kind of call, and the buffers that they read and write."""
+    """The work of a kind of call, and the buffers that it reads and writes."""
 
-    parts: list[Part]  # emptied once they are recorded, so that a recording keeps no engine alive
+    start: Start | None  # None once it is recorded, so that a recording keeps no engine alive
     nbytes: int  # of device memory in its buffers
 
 
 ProgramT = TypeVar("ProgramT", bound=Program)
 Result = TypeVar("Result")
+# What the host does with a program, its parts, and whether the next replay overwrites what they write.
+Drive = Callable[[ProgramT, Parts, bool], Result]
 
 
 class _Lease:
     """Exists for as long as a call uses an instance."""
 
 
-class _Instance(Generic[ProgramT]):
+class _RecordedProgram(Generic[ProgramT]):
     """A program that was recorded."""
 
     def __init__(self, program: ProgramT, recording: Recording, recorder: Recorder) -> None:
@@ -83,30 +85,28 @@ class _Instance(Generic[ProgramT]):
             pass
 
 
-class _OfEngine:
+class _EngineRecords:
     """What is known of one engine's calls."""
 
     def __init__(self) -> None:
-        self.instances: dict[Hashable, list[_Instance[Any]]] = {}
+        self.instances: dict[Hashable, list[_RecordedProgram[Any]]] = {}
         self.seen: OrderedDict[Hashable, None] = OrderedDict()
         self.refused: set[Hashable] = set()
 
 
-class Instances:
+class RecordedPrograms:
     """The recorded programs on one device. Threads may share it."""
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
         # engines are held weakly: with an engine go its instances
-        self._engines: WeakKeyDictionary[Any, _OfEngine] = WeakKeyDictionary()
+        self._engines: WeakKeyDictionary[Any, _EngineRecords] = WeakKeyDictionary()
         self._lock = threading.Lock()  # of the books, never held for long
         self._exclusive: ref[_Lease] | None = None  # of whoever records, or gives memory back
         self._leases = itertools.count(1)
 
-    def call(
-        self, engine: Any, key: Hashable, make: Callable[[], ProgramT], drive: Callable[[ProgramT, Executor], Result]
-    ) -> Result:
-        """drive(program, executor) with a recorded program of this engine and key, or with a new one as it stands.
+    def call(self, engine: Any, key: Hashable, make: Callable[[], ProgramT], drive: Drive[ProgramT, Result]) -> Result:
+        """drive(program, parts, replayed) with a recorded program of this engine and key, or a new one as it stands.
 
         make: a new program. drive: is called again, with a new program, if memory runs out the first time. Raises what
         they raise, ConfigError for a bound that cannot be understood.
@@ -145,9 +145,7 @@ class Instances:
         with self._lock:
             return sum(1 for _, _, instance in self._all() if instance.idle or not idle)
 
-    def _call(
-        self, engine: Any, key: Hashable, make: Callable[[], ProgramT], drive: Callable[[ProgramT, Executor], Result]
-    ) -> Result:
+    def _call(self, engine: Any, key: Hashable, make: Callable[[], ProgramT], drive: Drive[ProgramT, Result]) -> Result:
         found = self._find(engine, key, make)
         if found is None:
             return run_plain(make, drive)
@@ -155,17 +153,17 @@ class Instances:
         del found
         try:
             instance.begin()
-            return drive(instance.program, instance.recording)
+            return drive(instance.program, instance.recording.replay(), True)
         finally:
             instance.end()
 
     def _find(
         self, engine: Any, key: Hashable, make: Callable[[], ProgramT]
-    ) -> tuple[_Instance[ProgramT], _Lease] | None:
+    ) -> tuple[_RecordedProgram[ProgramT], _Lease] | None:
         bound = graph_memory(self._recorder)
-        dropped: list[_Instance[Any]] = []  # until the lock is released: letting go of one may take long
+        dropped: list[_RecordedProgram[Any]] = []  # until the lock is released: letting go of one may take long
         with self._lock:
-            books = self._engines.setdefault(engine, _OfEngine())
+            books = self._engines.setdefault(engine, _EngineRecords())
             if bound == 0 or key in books.refused:
                 return None
             own = books.instances.get(key, [])
@@ -192,12 +190,13 @@ class Instances:
         return lease
 
     def _record(
-        self, books: _OfEngine, key: Hashable, make: Callable[[], ProgramT], bound: int
-    ) -> tuple[_Instance[ProgramT], _Lease] | None:
+        self, books: _EngineRecords, key: Hashable, make: Callable[[], ProgramT], bound: int
+    ) -> tuple[_RecordedProgram[ProgramT], _Lease] | None:
         try:
             program = make()
-            instance = _Instance(program, self._recorder.record(program.parts), self._recorder)
-            program.parts = []
+            assert program.start is not None  # it is new
+            instance = _RecordedProgram(program, self._recorder.record(program.start), self._recorder)
+            program.start = None
         except Exception as error:
             if _out_of_memory(error):
                 raise
@@ -208,7 +207,7 @@ class Instances:
                 stacklevel=2,
             )
             return None
-        dropped: list[_Instance[Any]] = []
+        dropped: list[_RecordedProgram[Any]] = []
         with self._lock:
             if not self._make_room(instance.nbytes, bound, dropped):
                 if instance.nbytes > bound:
@@ -218,7 +217,7 @@ class Instances:
             books.instances.setdefault(key, []).append(instance)
             return instance, lease
 
-    def _make_room(self, nbytes: int, bound: int, dropped: list[_Instance[Any]]) -> bool:
+    def _make_room(self, nbytes: int, bound: int, dropped: list[_RecordedProgram[Any]]) -> bool:
         """Drop what was not used for longest until so many bytes fit in; nothing that is in use. The lock is held."""
         used = sum(instance.nbytes for _, _, instance in self._all())
         idle = sorted((entry for entry in self._all() if entry[2].idle), key=lambda entry: entry[2].used)
@@ -232,20 +231,21 @@ class Instances:
             used -= instance.nbytes
         return True
 
-    def _books(self) -> list[_OfEngine]:
+    def _books(self) -> list[_EngineRecords]:
         return list(self._engines.values())
 
-    def _all(self) -> Iterator[tuple[_OfEngine, Hashable, _Instance[Any]]]:
+    def _all(self) -> Iterator[tuple[_EngineRecords, Hashable, _RecordedProgram[Any]]]:
         for books in self._books():
             for key, instances in books.instances.items():
                 for instance in instances:
                     yield books, key, instance
 
 
-def run_plain(make: Callable[[], ProgramT], drive: Callable[[ProgramT, Executor], Result]) -> Result:
+def run_plain(make: Callable[[], ProgramT], drive: Drive[ProgramT, Result]) -> Result:
     """drive with a new program as it stands."""
     program = make()
-    return drive(program, PlainExecutor(program.parts))
+    assert program.start is not None  # it is new
+    return drive(program, program.start(), False)
 
 
 def graph_memory(recorder: Recorder) -> int:

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Network: all networks of an MLIC++ model under the official parameter names, with what coding needs of its tables.
+
+Files are coded with it alone; `mlic_fast.MLICPlusPlus` adds CompressAI's entropy models and the official methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from mlic_fast.compute.device import memory_errors, resolve_device
+from mlic_fast.compute.precision import at_least_float32
+from mlic_fast.config import ModelConfig
+from mlic_fast.contexts import CONTEXTS, inputs_of, width_of
+from mlic_fast.entropy.guard import DEFAULT_DELTA
+from mlic_fast.entropy.tables import EntropyModels, SavedBottleneck, SavedGaussian
+from mlic_fast.nn.analysis import AnalysisTransform
+from mlic_fast.nn.channel_context import ChannelContext
+from mlic_fast.nn.entropy_parameters import EntropyParameters
+from mlic_fast.nn.global_context import GlobalInterContext, GlobalIntraContext
+from mlic_fast.nn.hyperprior import HyperAnalysis, HyperSynthesis
+from mlic_fast.nn.local_context import LocalContext
+from mlic_fast.nn.residual_prediction import LatentResidualPrediction
+from mlic_fast.nn.synthesis import SynthesisTransform
+from mlic_fast.nn.walk import walk
+from mlic_fast.passes import Walk
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_TABLES = ("_quantized_cdf", "_offset", "_cdf_length", "scale_table")
+
+# The module of one slice: (slice number, C) → module. In the order in which the official code builds the lists.
+_CONTEXT_MODULES: dict[str, Callable[[int, int], nn.Module]] = {
+    "local_context": lambda i, C: LocalContext(C),
+    "channel_context": lambda i, C: ChannelContext(i * C, C),
+    "global_inter_context": lambda i, C: GlobalInterContext(i * C, C),
+    "global_intra_context": lambda i, C: GlobalIntraContext(C),
+}
+
+
+class Network(nn.Module):
+    """g_a, h_a, h_s, g_s, the networks of each slice, and the entropy models' tables.
+
+    config: as for ModelConfig.from_object; None: the published model. Raises ConfigError for what the architecture does
+    not allow. Keeps no state of a call: threads may share one.
+    """
+
+    local_context: nn.ModuleList
+    channel_context: nn.ModuleList
+    global_inter_context: nn.ModuleList
+    global_intra_context: nn.ModuleList
+
+    def __init__(self, config: Any = None) -> None:
+        super().__init__()
+        self.config = c = ModelConfig() if config is None else ModelConfig.from_object(config)
+        N, M, C = c.N, c.M, c.slice_width
+        self.name = ""  # for people: files say which model they were written with
+        self.engine_options: Any = None  # see mlic_fast.engine.Options; None: the defaults
+        # What files allow for differences between machines: δ in log-scale, or one of each pass and channel.
+        self.guard_deltas: float | Tensor = DEFAULT_DELTA
+        self.N, self.M, self.slice_num, self.slice_ch, self.context_window = N, M, c.slice_num, C, c.context_window
+
+        # The order of construction is the official one: the same seed gives the same initial weights.
+        self.entropy_bottleneck = self._bottleneck(N)
+        self.g_a = AnalysisTransform(N, M)
+        self.g_s = SynthesisTransform(N, M, c.variant)
+        self.h_a = HyperAnalysis(N, M)
+        self.h_s = HyperSynthesis(N, M)
+        self.gaussian_conditional = self._gaussian()
+
+        def each_slice(make: Callable[[int], nn.Module], first: int = 0) -> nn.ModuleList:
+            # None keeps the official numbering: contexts between slices begin at slice 1
+            modules: list[Any] = [make(i) if i >= first else None for i in range(c.slice_num)]
+            return nn.ModuleList(modules)
+
+        first = {context.name: context.first for context in CONTEXTS}
+        for name, make in _CONTEXT_MODULES.items():
+            setattr(self, name, each_slice(lambda i, make=make: make(i, C), first[name]))  # type: ignore[misc]
+        # the contexts, then the hyper-parameters
+        self.entropy_parameters_anchor = each_slice(
+            lambda i: EntropyParameters(width_of(inputs_of(i).anchors, C) + 2 * M, C)
+        )
+        self.entropy_parameters_nonanchor = each_slice(
+            lambda i: EntropyParameters(width_of(inputs_of(i).nonanchors, C) + 2 * M, C)
+        )
+        # hyper means M, decoded slices iC, current slice C
+        self.lrp_anchor = each_slice(lambda i: LatentResidualPrediction(M + (i + 1) * C, C, c.variant))
+        self.lrp_nonanchor = each_slice(lambda i: LatentResidualPrediction(M + (i + 1) * C, C, c.variant))
+
+    def _bottleneck(self, channels: int) -> Any:
+        return SavedBottleneck(channels)
+
+    def _gaussian(self) -> Any:
+        return SavedGaussian()
+
+    @property
+    def entropy(self) -> EntropyModels:
+        """The entropy models of y and z."""
+        return EntropyModels(self.gaussian_conditional, self.entropy_bottleneck)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.entropy.medians().device
+
+    def analyse(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x [B, 3, H, W], H and W multiples of 64 → y [B, M, H/16, W/16] and z [B, N, H/64, W/64], at least float32."""
+        y = self.g_a(x.to(next(self.g_a.parameters()).dtype))
+        z = self.h_a(y)
+        return at_least_float32(y), at_least_float32(z)
+
+    def walk(self, z_hat: Tensor) -> Walk:
+        """The walk over the slices from ẑ [B, N, H/64, W/64]."""
+        return walk(self, self.h_s(z_hat))
+
+    def synthesise(self, y_hat: Tensor) -> Tensor:
+        """ŷ [B, M, h, w] → x̂ [B, 3, 16h, 16w], not clamped."""
+        x_hat: Tensor = self.g_s(y_hat.to(next(self.g_s.parameters()).dtype))
+        return x_hat
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load parameters and coding tables under official names, of CompressAI's older or newer spelling.
+
+        Returns the missing and unexpected keys, as torch.nn.Module does. Tables that are in
+        `state_dict` replace the model's, whatever their length.
+        """
+        from mlic_fast.checkpoint.layouts import official_names
+
+        state_dict = official_names(state_dict)
+        for prefix in ("entropy_bottleneck", "gaussian_conditional"):
+            entropy_model = getattr(self, prefix)
+            for name in _TABLES:
+                saved, own = state_dict.get(f"{prefix}.{name}"), getattr(entropy_model, name, None)
+                if saved is not None and own is not None and saved.shape != own.shape:
+                    setattr(entropy_model, name, torch.empty(saved.shape, dtype=own.dtype, device=own.device))
+        return nn.Module.load_state_dict(self, state_dict, strict=strict, assign=assign)
+
+    @classmethod
+    def from_state_dict(cls, state_dict: Mapping[str, Tensor]) -> Self:
+        """A model in evaluation mode with these weights; configuration and variant are found from the tensors.
+
+        Missing coding tables are computed. Raises CheckpointError where the tensors are no MLIC++ model's.
+        """
+        from mlic_fast.checkpoint import checkpoint_from_state_dict
+
+        return cls._from_checkpoint(checkpoint_from_state_dict(state_dict))
+
+    @classmethod
+    def from_checkpoint(cls, path: str | PathLike[str], device: str | torch.device = "cpu") -> Self:
+        """A model in evaluation mode with the weights of an official, CompressAI or native file.
+
+        device: as for torch, or "auto": the first CUDA device, or else the CPU.
+        Raises DeviceError, FileNotFoundError, or CheckpointError saying what is wrong with the file.
+        """
+        from mlic_fast.checkpoint import read_checkpoint
+
+        place = resolve_device(device)
+        with memory_errors(f"loading {path}"):
+            return cls._from_checkpoint(read_checkpoint(path)).to(place)
+
+    @classmethod
+    def _from_checkpoint(cls, checkpoint: Any) -> Self:
+        model = cls(checkpoint.config)
+        model.name = checkpoint.name
+        if checkpoint.guard_deltas is not None:
+            model.guard_deltas = torch.tensor(checkpoint.guard_deltas, dtype=torch.float64)
+        model.load_state_dict(checkpoint.state_dict)
+        return model.eval()

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The walk over the slices of y, as written down: in which order everything is coded, and from what it is predicted.
+
+`mlic_fast.engine.walk` is the same walk on compiled layers, line for line. Whoever estimates, writes, reads or measures
+drives one or the other: see `mlic_fast.passes`.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mlic_fast.checkerboard import Parity, keep, unpack
+from mlic_fast.contexts import Context, Source, inputs_of
+from mlic_fast.ops.local_attention import shared_mask
+from mlic_fast.passes import Walk
+
+
+class SliceNetworks(Protocol):
+    """The networks on the way, a module for each slice; those of `CONTEXTS` are found by their names."""
+
+    entropy_parameters_anchor: nn.ModuleList
+    entropy_parameters_nonanchor: nn.ModuleList
+    lrp_anchor: nn.ModuleList
+    lrp_nonanchor: nn.ModuleList
+
+
+def walk(networks: SliceNetworks, hyper: Tensor) -> Walk:
+    """Every pass of every slice in order, from the hyper-parameters [B, 2M, h, w] that h_s gives, h and w even."""
+    hyper_means = hyper.chunk(2, dim=1)[1]
+    mask = shared_mask(hyper)
+    decoded: list[Tensor] = []
+
+    def context(i: int, which: Context, anchors: Tensor | None = None) -> Tensor:
+        module = getattr(networks, which.name)[i]
+        if which.source is Source.DECODED:
+            # concatenated for each anew: so autograd adds the gradients in the official order, to the last bit
+            out: Tensor = module(torch.cat(decoded, dim=1))
+        elif which.source is Source.ANCHORS:
+            out = module(anchors, mask)
+        else:
+            out = module(decoded[-1], anchors)
+        return out
+
+    for i in range(len(networks.lrp_anchor)):
+        inputs = inputs_of(i)
+        before = [context(i, which) for which in inputs.before]
+
+        contexts = torch.cat([*before, hyper], dim=1)
+        scales, means = networks.entropy_parameters_anchor[i].of_pass(contexts, Parity.ANCHOR)
+        yield scales
+        values = yield means
+        anchors = unpack(values, Parity.ANCHOR)
+        known = torch.cat([hyper_means, *decoded, anchors], dim=1)
+        anchors = anchors + keep(networks.lrp_anchor[i](known), Parity.ANCHOR)
+
+        # computed from last to first, which is the official order too
+        within = [context(i, which, anchors) for which in reversed(inputs.within)][::-1]
+
+        contexts = torch.cat([*within, *before, hyper], dim=1)
+        scales, means = networks.entropy_parameters_nonanchor[i].of_pass(contexts, Parity.NONANCHOR)
+        yield scales
+        values = yield means
+        both = anchors + unpack(values, Parity.NONANCHOR)
+        known = torch.cat([hyper_means, *decoded, both], dim=1)
+        decoded.append(both + keep(networks.lrp_nonanchor[i](known), Parity.NONANCHOR))
+    return torch.cat(decoded, dim=1)
