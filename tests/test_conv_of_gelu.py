@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mlic_fast.compute.backend import use_backend
-from mlic_fast.nn.blocks import TrainedConv
 from mlic_fast.ops.conv_of_gelu import conv3x3_of_gelu
+from mlic_fast.train.layers import TrainedConv
 
 Convolution = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from mlic_fast import MLICPlusPlus, ModelConfig, engine
+from mlic_fast import MLICPlusPlus, ModelConfig, engine, load
 from mlic_fast.checkerboard import Parity, unpack
 from mlic_fast.codec import open_model
 from mlic_fast.compute import backend
@@ -105,7 +105,7 @@ def test_walk_finds_the_plain_path_s_indexes(
 
 
 def test_walk_of_the_bundled_weights(test_image: Images, given_symbols: Any) -> None:
-    check_walk(open_model("mlicpp-s-0.0067", "cpu"), test_image(64, 128, 51, 2), given_symbols)
+    check_walk(load("mlicpp-s-0.0067"), test_image(64, 128, 51, 2), given_symbols)
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from device_codec import Codec
 from test_engine import GivenPacked
 
 from mlic_fast.engine import Options
-from mlic_fast.engine.gpu.graphs import CudaRecorder
+from mlic_fast.engine.gpu.graphs import CudaRecorder, Parts
 from mlic_fast.engine.gpu.recordings import VARIABLE, RecordedPrograms
 from mlic_fast.entropy.factorized import decode_hyper_latent
 
@@ -118,21 +118,23 @@ def test_cuda_recording_that_fails_ends(on_gpu: Any) -> None:
     recorder = CudaRecorder(torch.device("cuda", torch.cuda.current_device()))
     a, runs = torch.ones(3, device="cuda"), 0
 
-    def part() -> None:
+    def start() -> Parts:
         nonlocal runs
         runs += 1
         if runs == 2:  # the first run prepares
             a.sum().item()
+        yield
 
     with pytest.raises(RuntimeError):
-        recorder.record([part])
+        recorder.record(start)
     assert not torch.cuda.is_current_stream_capturing()
     assert a.sum().item() == 3
 
-    def double() -> None:
+    def double() -> Parts:
         a.mul_(2)
+        yield
 
-    recording = recorder.record([double])
+    recording = recorder.record(double)
     a.fill_(1)
-    recording.run(0)
+    next(recording.replay())
     assert a.sum().item() == 6

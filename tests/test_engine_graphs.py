@@ -20,13 +20,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 from device_codec import DELTA, FIXTURES, Codec
 from recorded_operators import OperatorRecorder
 
-from mlic_fast.engine import PackedWriter
-from mlic_fast.engine.gpu.graphs import PlainExecutor
+from mlic_fast.engine.gpu.graphs import Parts
 from mlic_fast.engine.gpu.recordings import RecordedPrograms
-from mlic_fast.entropy.coders import Coded
+from mlic_fast.entropy.coders import Coded, Reader, Writer, code
 from mlic_fast.entropy.moved_boundaries import GuardWriter
 from mlic_fast.entropy.range_coder import Encoder
-from mlic_fast.entropy.tables import EntropyModels, coding_tables
+from mlic_fast.entropy.tables import coding_tables
 from mlic_fast.errors import BitstreamError, GuardError, NonFiniteError
 
 Images = Callable[..., torch.Tensor]
@@ -48,8 +47,9 @@ def test_strings_are_those_of_coding_step_by_step(small_model: Any, test_image: 
     z_hat = torch.round(z - codec.entropy.medians()) + codec.entropy.medians()
     encoder = Encoder(coding_tables(small_model.gaussian_conditional))
     writer = None if deltas is None else GuardWriter(small_model.gaussian_conditional.scale_table, deltas)
-    steps = PackedWriter(encoder, small_model.gaussian_conditional, writer)
-    y_hat = codec.engine.walk(z_hat, y, steps)
+    coder = Writer(encoder, small_model.gaussian_conditional, y, small_model.slice_num, writer)
+    with torch.no_grad():
+        y_hat = code(codec.engine.walk(z_hat), coder)
     assert coded.y == encoder.finish()
     assert coded.guard == (None if writer is None else writer.finish())
     assert torch.equal(x_hat, codec.engine.synthesise(y_hat))
@@ -157,7 +157,6 @@ def test_symbols_beyond_16_bits(tiny: Any, recorder: OperatorRecorder, test_imag
 
 def model_decoded(model: Any, coded: Coded) -> torch.Tensor:
     """x̂ of strings of a 64 × 64 picture by the engine, coding step by step."""
-    from mlic_fast.engine import PackedReader
     from mlic_fast.entropy.factorized import decode_hyper_latent
     from mlic_fast.entropy.moved_boundaries import GuardReader
     from mlic_fast.entropy.range_coder import Decoder
@@ -165,10 +164,10 @@ def model_decoded(model: Any, coded: Coded) -> torch.Tensor:
     own, gaussian = Codec(model, None).engine, model.gaussian_conditional
     assert coded.guard is not None
     reader = GuardReader(gaussian.scale_table, coded.guard)
-    steps = PackedReader(Decoder(coding_tables(gaussian), coded.y), gaussian, reader)
-    medians = EntropyModels(gaussian, model.entropy_bottleneck).medians()
-    z_hat = decode_hyper_latent(model.entropy_bottleneck, medians, coded.z, (1, 1))
-    return own.synthesise(own.walk(z_hat, None, steps))
+    coder = Reader(Decoder(coding_tables(gaussian), coded.y), gaussian, reader)
+    z_hat = decode_hyper_latent(model.entropy, coded.z, (1, 1))
+    with torch.no_grad():
+        return own.synthesise(code(own.walk(z_hat), coder))
 
 
 def test_values_that_are_not_finite_are_refused(recorded: Codec, test_image: Images) -> None:
@@ -211,28 +210,24 @@ def test_inference_mode_and_its_absence(plain: Codec, recorded: Codec, test_imag
 
 def test_the_stand_in_refuses_to_wait_and_spoils_what_was_computed(recorder: OperatorRecorder) -> None:
     a, kept = torch.ones(3), []
+
+    def waiting() -> Parts:
+        kept.append(a.sum().item())
+        yield
+
     with pytest.raises(RuntimeError, match="waits"):
-        recorder.record([lambda: kept.append(a.sum().item())])
+        recorder.record(waiting)
     out = torch.zeros(3)
 
-    def first() -> None:
+    def start() -> Parts:
         kept.append(a * 2)
-
-    def second() -> None:
+        yield
         out.copy_(kept[-1] + 1)
+        yield
 
-    recording = recorder.record([first, second])
-    recording.run(1)
-    assert out.isnan().all()
+    recording = recorder.record(start)
+    assert kept[-1].isnan().all()
     a.fill_(5)
-    recording.run(0)
-    recording.run(1)
+    for _ in recording.replay():
+        pass
     assert torch.equal(out, torch.full((3,), 11.0))
-
-
-def test_plain_executors_run_parts() -> None:
-    seen: list[int] = []
-    executor = PlainExecutor([lambda: seen.append(0), lambda: seen.append(1)])
-    executor.run(1)
-    assert seen == [1]
-    assert not executor.recorded

@@ -95,10 +95,13 @@ def test_golden_symbols_encode_to_the_golden_stream(
     assert stream == data["y_string"].tobytes()
 
 
+@pytest.mark.parametrize("exact", [True, False], ids=["official operators", "engine"])
 @pytest.mark.parametrize(("name", "variant"), ROWS)
-def test_free_running_encode(name: str, variant: str, golden: Golden, small_models: dict[str, Any]) -> None:
+def test_free_running_encode(
+    name: str, variant: str, golden: Golden, small_models: dict[str, Any], exact: bool
+) -> None:
     model, data = small_models[variant], golden(name)
-    result = model.compress(torch.from_numpy(data["x"]))
+    result = model.compress(torch.from_numpy(data["x"]), exact=exact)
     assert tuple(result["shape"]) == tuple(data["shape"])
     assert result["strings"][1] == [data[f"z_string.{item}"].tobytes() for item in range(data["x"].shape[0])]
     assert abs(len(result["strings"][0][0]) - data["y_string"].size) <= 0.001 * data["y_string"].size + 4

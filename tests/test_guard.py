@@ -13,12 +13,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlic_fast.checkerboard import Parity
 from mlic_fast.compute.backend import plain_path, use_backend
 from mlic_fast.entropy import guard
 from mlic_fast.entropy.guard import MAX_DELTA, MIN_DELTA, MoveReader, MoveWriter
 from mlic_fast.entropy.moved_boundaries import LEAST_SHARE, GuardReader, GuardWriter, share
 from mlic_fast.errors import BitstreamError, GuardError
+from mlic_fast.nn.network import Network
+from mlic_fast.passes import Walk, send
 
 TABLE = torch.exp(torch.linspace(np.log(0.11), np.log(256), 64))
 DELTA = 5e-5
@@ -238,20 +239,19 @@ def test_describe_needs_the_first_bytes_only() -> None:
 @contextmanager
 def _scales_off(monkeypatch: pytest.MonkeyPatch, factor: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
     """Within the block the model's scales are multiplied before they are used."""
-    import mlic_fast.model as module
+    original = Network.walk
 
-    original = module.walk
-
-    def walk(networks: Any, hyper: torch.Tensor, y: torch.Tensor | None, code: Any) -> torch.Tensor:
-        def disturbed(
-            parity: Parity, y: torch.Tensor | None, scales: torch.Tensor, means: torch.Tensor
-        ) -> torch.Tensor:
-            return code(parity, y, scales * factor(scales), means)  # type: ignore[no-any-return]
-
-        return original(networks, hyper, y, disturbed)
+    def walk(self: Network, z_hat: torch.Tensor) -> Walk:
+        own = original(self, z_hat)
+        scales: torch.Tensor | None = next(own)
+        while scales is not None:
+            yield scales * factor(scales)
+            values = yield next(own)
+            scales, y_hat = send(own, values)
+        return y_hat
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "walk", walk)
+        patch.setattr(Network, "walk", walk)
         patch.setenv("MLIC_FAST_ENGINE", "off")
         yield
 

@@ -14,6 +14,7 @@ from mlic_fast.compute.backend import use_backend
 from mlic_fast.config import ModelConfig, Variant
 from mlic_fast.model import MLICPlusPlus
 from mlic_fast.ops import winograd
+from mlic_fast.train.layers import install
 from mlic_fast.train.losses import rate_distortion
 
 pytestmark = pytest.mark.skipif(backend.report()["cpu"] is not None, reason="the C++ kernels are not built")
@@ -41,6 +42,7 @@ def test_loss_and_all_gradients_are_the_plain_models(variant: Variant, monkeypat
     torch.manual_seed(0)
     config = ModelConfig(N=32, M=64, slice_num=2, variant=variant)
     model = MLICPlusPlus(config).train()
+    install(model)
     x = smooth(2, 64)
     random = torch.Generator().manual_seed(4)
     noise = torch.rand(2, 64, 4, 4, generator=random) - 0.5, torch.rand(2, 32, 1, 1, generator=random) - 0.5
@@ -77,6 +79,7 @@ def test_evaluation_keeps_pytorchs_convolutions(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(winograd, "MIN_POSITIONS", 1)
     taken = _count_calls(monkeypatch)
     model = MLICPlusPlus(ModelConfig(N=32, M=64, slice_num=2)).eval()
+    install(model)
     with torch.no_grad(), use_backend("cpu"):
         model(smooth(1, 64))
     assert not taken

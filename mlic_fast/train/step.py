@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mlic_fast.errors import RecipeError
 from mlic_fast.model import MLICPlusPlus
 from mlic_fast.train.distributed import Processes
+from mlic_fast.train.layers import install
 from mlic_fast.train.losses import rate_distortion
 from mlic_fast.train.noise import uniform_noise
 from mlic_fast.train.optimizers import AUXILIARY, MovingAverage, make_optimizers, parameters, set_learning_rate
@@ -54,6 +55,7 @@ class Trainee:
         channels_last = recipe.channels_last == "yes" or (recipe.channels_last == "auto" and on_cuda)
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.model = model.to(group.device).train()
+        install(self.model)
         if channels_last:
             for transform in self._transforms():
                 transform.to(memory_format=self.layout)  # type: ignore[call-overload]

@@ -16,10 +16,10 @@ from device_codec import DELTA, Codec
 from recorded_operators import OperatorRecorder
 
 from mlic_fast import MLICPlusPlus, ModelConfig
-from mlic_fast.engine import hyper_parts as ahead
+from mlic_fast.engine import hyper_parts
 from mlic_fast.engine.budget import slices_ahead
 from mlic_fast.engine.gpu.recordings import RecordedPrograms
-from mlic_fast.engine.hyper_parts import Ahead, FirstLayers, together
+from mlic_fast.engine.hyper_parts import FirstLayers, HyperParts
 from mlic_fast.engine.layers import LAYOUT, Piece, compile_convolution
 
 Images = Callable[..., torch.Tensor]
@@ -40,7 +40,7 @@ def first_layers(widths: list[int], inputs: int, kernel: int) -> tuple[FirstLaye
 def test_slices_get_their_own(kernel: int, slices: int) -> None:
     layers, pieces = first_layers([24, 20, 17, 16, 8], 6, kernel)  # the old residual prediction's widths differ
     x = torch.randn(2, 6, 4, 10, generator=torch.Generator().manual_seed(3)).contiguous(memory_format=LAYOUT)
-    found = Ahead(layers, x, slices)
+    found = HyperParts(layers, x, slices)
     for i, piece in enumerate(pieces):
         out = found.take(i)
         expected = compile_convolution(*piece)(x)
@@ -60,9 +60,9 @@ def test_the_bound_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.append(of_a_slice)
         return slices
 
-    monkeypatch.setattr(ahead, "slices_ahead", note)
+    monkeypatch.setattr(hyper_parts, "slices_ahead", note)
     narrow, wide = first_layers([8, 16], 6, 1)[0], first_layers([24, 24], 5, 3)[0]
-    together([narrow, wide], [torch.zeros(2, 6, 4, 5), torch.zeros(2, 5, 4, 10)], 2**30)
+    hyper_parts.hyper_parts([narrow, wide], [torch.zeros(2, 6, 4, 5), torch.zeros(2, 5, 4, 10)], 2**30)
     assert seen == [4 * 2 * (16 * 20 + 24 * 40)]
 
 
@@ -73,7 +73,7 @@ def test_calls_on_a_device_in_groups(
 ) -> None:
     x = test_image(64, 128, 75, 2)
     alone, x_hat = Codec(small_models[variant], None).both(x)
-    monkeypatch.setattr(ahead, "slices_ahead", lambda *_: slices)
+    monkeypatch.setattr(hyper_parts, "slices_ahead", lambda *_: slices)
     plain, recorded = (Codec(small_models[variant], one) for one in (None, RecordedPrograms(OperatorRecorder())))
     coded, own_x = plain.both(x)
     assert abs(len(coded.y) - len(alone.y)) <= 4
@@ -85,7 +85,7 @@ def test_calls_on_a_device_in_groups(
 
 def test_memory_does_not_hold_groups_that_were_taken() -> None:
     layers, _ = first_layers([8, 8, 8], 4, 3)
-    found = Ahead(layers, torch.zeros(1, 4, 4, 4).contiguous(memory_format=LAYOUT), 2)
+    found = HyperParts(layers, torch.zeros(1, 4, 4, 4).contiguous(memory_format=LAYOUT), 2)
     for i in range(3):
         found.take(i)
     assert found._ready == {}
@@ -95,7 +95,7 @@ def test_one_slice_needs_no_copies_of_weights() -> None:
     model = MLICPlusPlus(ModelConfig(N=16, M=64, slice_num=2)).eval()
     from mlic_fast.engine.walk import CompiledSlices
 
-    compiled = CompiledSlices(model, 64, 128)
+    compiled = CompiledSlices(model, 64)
     weights = model.lrp_anchor[0].lrp_transform[0].weight
     own = compiled.of_hyper[2].convolution(0, 1)
     assert own._weight.data_ptr() == weights.data_ptr()  # type: ignore[attr-defined]
