@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The C++ range coder compiles without warnings, and passes its own tests, with other compilers and processors."""
+"""The C++ code builds without warnings, and passes its own tests, with other compilers and processors."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ import pybind11
 import pytest
 
 CSRC = Path(__file__).resolve().parent.parent / "csrc"
-SOURCES = [CSRC / name for name in ("tests/selftest.cpp", "decoder.cpp", "encoder.cpp", "parallel.cpp", "tables.cpp")]
 GOLDEN = CSRC / "tests" / "golden_streams.txt"
-WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror"]
-FLAGS = ["-std=c++17", "-O1", "-ffp-contract=off", "-pthread", *WARNINGS]
-SANITIZERS = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+# CMake and Ninja lie beside the interpreter when its environment is not activated.
+TOOLS = os.environ | {"PATH": os.environ["PATH"] + os.pathsep + sysconfig.get_path("scripts")}
+AARCH64 = {"CMAKE_SYSTEM_NAME": "Linux", "CMAKE_SYSTEM_PROCESSOR": "aarch64"}
 
 
 def _without(missing: list[str]) -> None:
@@ -27,21 +26,31 @@ def _without(missing: list[str]) -> None:
     give_up(f"{' and '.join(missing)} not installed")
 
 
+def _build(folder: Path, target: str, compiler: str, options: dict[str, str]) -> None:
+    options = {"CMAKE_CXX_COMPILER": compiler, "MLIC_FAST_WERROR": "ON"} | options
+    definitions = [f"-D{name}={value}" for name, value in options.items()]
+    subprocess.run(["cmake", "-S", CSRC, "-B", folder, "-G", "Ninja", *definitions], env=TOOLS, check=True)
+    subprocess.run(["cmake", "--build", folder, "--target", target], env=TOOLS, check=True)
+
+
 @pytest.mark.parametrize(
-    ("compiler", "flags", "runner"),
+    ("compiler", "options", "runner"),
     [
-        pytest.param("g++", [], [], id="gcc"),
-        pytest.param("clang++", SANITIZERS, [], id="clang-sanitizers"),
+        pytest.param("g++", {}, [], id="gcc"),
+        pytest.param("clang++", {"MLIC_FAST_SANITIZE": "ON"}, [], id="clang-sanitizers"),
         # Linked statically: the emulator then needs none of the other processor's libraries at run time.
-        pytest.param("aarch64-linux-gnu-g++", ["-static"], ["qemu-aarch64"], id="aarch64"),
+        pytest.param(
+            "aarch64-linux-gnu-g++", AARCH64 | {"CMAKE_EXE_LINKER_FLAGS": "-static"}, ["qemu-aarch64"], id="aarch64"
+        ),
     ],
 )
-def test_self_test(compiler: str, flags: list[str], runner: list[str], tmp_path: Path) -> None:
+def test_self_test(compiler: str, options: dict[str, str], runner: list[str], tmp_path: Path) -> None:
     missing = [tool for tool in [compiler, *runner] if shutil.which(tool) is None]
     if missing:
         _without(missing)
-    program = tmp_path / "selftest"
-    subprocess.run([compiler, *FLAGS, *flags, *map(str, SOURCES), "-o", str(program)], check=True)
+    # Without Python: the coder knows nothing of it.
+    _build(tmp_path / "build", "selftest", compiler, {"MLIC_FAST_EXTENSIONS": "OFF"} | options)
+    program = tmp_path / "build" / "selftest"
 
     def run(golden: Path) -> subprocess.CompletedProcess[str]:
         return subprocess.run([*runner, str(program), str(golden)], capture_output=True, text=True, timeout=300)
@@ -61,34 +70,78 @@ def test_self_test(compiler: str, flags: list[str], runner: list[str], tmp_path:
 
 
 @pytest.mark.slow
-def test_extensions_compile_for_aarch64() -> None:
-    """Bindings included: everything that setup.py compiles, with this machine's Python headers."""
+def test_extensions_build_for_aarch64(tmp_path: Path) -> None:
+    """Bindings included, with this machine's Python headers."""
     compiler = "aarch64-linux-gnu-g++"
     if shutil.which(compiler) is None:
         _without([compiler])
-    sources = sorted([*CSRC.glob("*.cpp"), *CSRC.glob("kernels/*.cpp")])
-    includes = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
-    subprocess.run(
-        [compiler, "-std=c++17", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", *includes, *map(str, sources)],
-        check=True,
-    )
+    python = {
+        "Python_EXECUTABLE": sys.executable,
+        "Python_INCLUDE_DIR": sysconfig.get_path("include"),
+        "pybind11_DIR": pybind11.get_cmake_dir(),
+    }
+    _build(tmp_path, "all", compiler, AARCH64 | python)
+
+
+def _copy(root: Path) -> None:
+    """What setup.py needs to build in `root`."""
+    for name in ("csrc", "mlic_fast", "kernels"):
+        shutil.copytree(CSRC.parent / name, root / name, ignore=shutil.ignore_patterns("*.so", "*.safetensors"))
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(CSRC.parent / name, root / name)
+
+
+def _run_setup(root: Path, **switches: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    return subprocess.run(command, cwd=root, env=os.environ | switches, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("openmp", ["0", "1"])
 @pytest.mark.parametrize("compiler", ["g++", "clang++"])
 def test_extensions_build_with_any_compiler(compiler: str, openmp: str, tmp_path: Path) -> None:
-    """Both extensions, as setup.py builds them, with warnings as errors, and they import."""
+    """Both extensions, as setup.py builds them, with warnings as errors, in a folder with any name; they import."""
     if shutil.which(compiler) is None:
         _without([compiler])
-    root = CSRC.parent
-    for name in ("csrc", "mlic_fast", "kernels"):
-        shutil.copytree(root / name, tmp_path / name, ignore=shutil.ignore_patterns("*.so", "*.safetensors"))
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(root / name, tmp_path / name)
-    switches = {"CC": compiler, "CXX": compiler, "MLIC_FAST_WERROR": "1", "MLIC_FAST_OPENMP": openmp}
-    build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
-    subprocess.run(build, cwd=tmp_path, env=os.environ | switches, check=True)
+    root = tmp_path / "mit Leerzeichen, ü und 画"
+    root.mkdir()
+    _copy(root)
+    switches = {"CXX": compiler, "MLIC_FAST_WERROR": "1", "MLIC_FAST_OPENMP": openmp}
+    first = _run_setup(root, **switches)
+    assert first.returncode == 0, first.stdout + first.stderr
     program = "import mlic_fast._range_coder, mlic_fast._cpu_kernels as k; print(k.__file__, k.isa())"
-    found = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert str(tmp_path) in found.stdout
+    environment = os.environ | {"PYTHONUTF8": "1"}
+    found = subprocess.run(
+        [sys.executable, "-c", program], cwd=root, env=environment, capture_output=True, encoding="utf-8", check=True
+    )
+    assert str(root) in found.stdout
+    assert (root / "build" / "compile_commands.json").is_file()
+
+    # A second build has nothing to do, and a third compiles the one file that changed.
+    assert "Building CXX" not in _run_setup(root, **switches).stdout
+    (root / "csrc" / "kernels" / "isa.cpp").touch()
+    assert _run_setup(root, **switches).stdout.count("Building CXX") == 1
+
+
+def _says_what_is_needed(finished: subprocess.CompletedProcess[str]) -> bool:
+    return finished.returncode == 1 and "Building them needs" in finished.stderr and "Traceback" not in finished.stderr
+
+
+def test_a_missing_compiler_is_named(tmp_path: Path) -> None:
+    _copy(tmp_path)
+    finished = _run_setup(tmp_path, CXX="no-such-compiler")
+    assert _says_what_is_needed(finished), finished.stderr
+    assert "no-such-compiler" in finished.stderr
+
+
+def test_a_missing_cmake_is_named(tmp_path: Path) -> None:
+    _copy(tmp_path)
+    program = (
+        "import runpy, shutil, sys; shutil.which = lambda *_, **__: None; sys.argv = ['setup.py', 'build_ext']\n"
+        "runpy.run_path('setup.py', run_name='__main__')"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert _says_what_is_needed(finished), finished.stderr
+    assert "cmake was not found" in finished.stderr

@@ -2,9 +2,9 @@
 // libFuzzer harness: any bytes as a stream. They must be refused, or be exactly what their symbols encode to.
 #include <cstdlib>
 
-#include "../decoder.hpp"
-#include "../encoder.hpp"
 #include "input.hpp"
+#include "range_coder/decoder.hpp"
+#include "range_coder/encoder.hpp"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   mlic::fuzz::Input input(data, size);

@@ -3,9 +3,9 @@
 // longer than such symbols can take.
 #include <cstdlib>
 
-#include "../decoder.hpp"
-#include "../encoder.hpp"
 #include "input.hpp"
+#include "range_coder/decoder.hpp"
+#include "range_coder/encoder.hpp"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   mlic::fuzz::Input input(data, size);

@@ -8,8 +8,8 @@
 #include <memory>
 #include <vector>
 
-#include "../errors.hpp"
-#include "../tables.hpp"
+#include "range_coder/errors.hpp"
+#include "range_coder/tables.hpp"
 
 namespace mlic::fuzz {
 

@@ -13,11 +13,11 @@
 #include <string>
 #include <vector>
 
-#include "../decoder.hpp"
-#include "../encoder.hpp"
-#include "../errors.hpp"
-#include "../parallel.hpp"
-#include "../tables.hpp"
+#include "range_coder/decoder.hpp"
+#include "range_coder/encoder.hpp"
+#include "range_coder/errors.hpp"
+#include "range_coder/parallel.hpp"
+#include "range_coder/tables.hpp"
 
 namespace {
 

@@ -2,7 +2,8 @@
 """The range coder's Python face: arrays in, bytes out, and the other way round.
 
 Streams are byte-identical with those of `compressai.ans`; mlic_fast/entropy/range_coder_ref.py is the format's
-executable specification. Coding itself is C++ (csrc/), runs without the GIL and reads and writes arrays in place.
+executable specification. Coding itself is C++ (csrc/range_coder/), runs without the GIL and reads and writes arrays in
+place.
 
 Wherever an array is taken it is a numpy array, or anything that shares CPU memory with numpy: a torch tensor on the
 CPU, or another object with `__dlpack__` or the buffer protocol. Python lists are refused. Arrays that are not
