@@ -103,12 +103,15 @@ class MLICPlusPlus(CompressionModel):
         self.lrp_anchor = each_slice(lambda i: LatentResidualPrediction(M + (i + 1) * C, C, c.variant))
         self.lrp_nonanchor = each_slice(lambda i: LatentResidualPrediction(M + (i + 1) * C, C, c.variant))
 
-    def forward(self, x: Tensor, noise: tuple[Tensor, Tensor] | None = None) -> dict[str, Any]:
+    def forward(
+        self, x: Tensor, noise: tuple[Tensor, Tensor] | None = None, step: Tensor | None = None
+    ) -> dict[str, Any]:
         """Reconstruct x and estimate its rate, without coding.
 
         x: float [B, 3, H, W] in [0, 1], H and W multiples of 64.
         noise: what is added to y [B, M, H/16, W/16] and z [B, N, H/64, W/64] for the likelihoods, in either mode,
             uniform from -1/2 to 1/2 as a rule; None: training mode draws it, evaluation mode adds none.
+        step: quantisation steps Δ of y [B], positive: symbols are (y − mean) / Δ, rounded; None: 1.
         Returns {"x_hat": [B, 3, H, W], "likelihoods": {"y_likelihoods": [B, M, H/16, W/16],
         "z_likelihoods": [B, N, H/64, W/64]}}. In training mode likelihoods are those of noisy values and
         rounding passes gradients straight through.
@@ -121,7 +124,8 @@ class MLICPlusPlus(CompressionModel):
                 z_likelihoods = likelihoods_with_noise(self.entropy_bottleneck, z, noise[1])
             medians = self._medians()
             z_hat = quantize_ste(z - medians) + medians
-            estimator = Estimator(self.gaussian_conditional, None if noise is None else noise[0])
+            steps = None if step is None else step.to(y).view(-1, 1, 1, 1)
+            estimator = Estimator(self.gaussian_conditional, None if noise is None else noise[0], steps)
             y_hat = walk(self, self.h_s(z_hat), y, estimator)
             y_likelihoods = estimator.likelihoods()
         return {

@@ -21,12 +21,15 @@ from mlic_fast.ops.coding_steps import check_flags, decode_indexes, decode_value
 class Estimator:
     """Rounds y about its means with a straight-through gradient and collects the likelihoods.
 
-    noise: [B, M, h, w], added to y for the likelihoods; None: in training mode, noise is drawn.
+    noise: [B, M, h, w], added to y for the likelihoods, in units of the step; None: in training mode, noise is drawn.
+    step: quantisation steps Δ, positive [B, 1, 1, 1]: symbols are those of (y − mean) / Δ at scales / Δ, values
+        mean + Δ · symbol; None: 1.
     """
 
-    def __init__(self, gaussian: GaussianConditional, noise: Tensor | None = None) -> None:
+    def __init__(self, gaussian: GaussianConditional, noise: Tensor | None = None, step: Tensor | None = None) -> None:
         self._gaussian = gaussian
         self._noise = noise
+        self._step = step
         self._likelihoods: list[Tensor] = []
         self._anchor_parameters: tuple[Tensor, Tensor] | None = None
 
@@ -41,15 +44,21 @@ class Estimator:
             anchor_scales, anchor_means = self._anchor_parameters
             self._anchor_parameters = None
             self._likelihoods.append(self._likelihood(y, anchor_scales + scales, anchor_means + means))
-        return quantize_ste(keep(y, colour) - means) + means
+        residual = keep(y, colour) - means
+        if self._step is None:
+            return quantize_ste(residual) + means
+        return quantize_ste(residual / self._step) * self._step + means
 
     def _likelihood(self, y: Tensor, scales: Tensor, means: Tensor) -> Tensor:
+        centre: Tensor | None = means
+        if self._step is not None:
+            y, scales, centre = (y - means) / self._step, scales / self._step, None
         if self._noise is None:
-            likelihood: Tensor = self._gaussian(y, scales, means)[1]
+            likelihood: Tensor = self._gaussian(y, scales, centre)[1]
             return likelihood
         first = sum(done.shape[1] for done in self._likelihoods)
         noisy = y + self._noise[:, first : first + y.shape[1]]
-        likelihood = self._gaussian._likelihood(noisy, scales, means)
+        likelihood = self._gaussian._likelihood(noisy, scales, centre)
         return bounded(self._gaussian, likelihood)
 
     def likelihoods(self) -> Tensor:
