@@ -47,7 +47,7 @@ _SETTINGS: tuple[tuple[str, str, Callable[[str], Any], str, str], ...] = (
     ("batch", "N", int, "data", "patches a step, of all processes together (default: 32)"),
     ("micro_batch", "N", int, "data", "patches that a process computes at once (default: its whole part)"),
     ("epoch_patches", "N", int, "data", "patches an epoch (default: as many as pictures, at least 1,000 batches)"),
-    ("optimizer", "adam|muon", str, "optimisers", "muon needs fewer steps, and PyTorch 2.9 (default: adam)"),
+    ("optimizer", "adam|muon|soap", str, "optimisers", "muon needs PyTorch 2.9, soap pytorch_optimizer (default adam)"),
     ("lr", "RATE", float, "optimisers", "learning rate (default: 1e-4)"),
     ("aux_lr", "RATE", float, "optimisers", "that of the entropy bottleneck's quantiles (default: 1e-3)"),
     ("clip", "NORM", float, "optimisers", "largest norm of the gradient; 0: any (default: 1.0)"),

@@ -18,7 +18,7 @@ from mlic_fast.evaluate.metrics import MS_SSIM_MIN_SIDE
 from mlic_fast.train.rates import RateRange
 
 Metric = Literal["mse", "ms-ssim"]
-OptimizerName = Literal["adam", "muon"]
+OptimizerName = Literal["adam", "muon", "soap"]
 Schedule = Literal["constant", "steps", "cosine"]
 Precision = Literal["float32", "bf16"]
 Layout = Literal["auto", "yes", "no"]
@@ -55,8 +55,8 @@ class Recipe:
         being added up; 0: its whole part of the batch.
     patches: (first step, side in pixels) of each stage, from step 0.
     epoch_patches: patches an epoch; 0: as many as there are pictures, but at least 1,000 batches.
-    optimizer: of the model: "adam", or "muon", which needs fewer steps: Muon for the convolutions of g_a, g_s and h_a,
-        Adam for the rest.
+    optimizer: of the model: "adam"; or "muon" or "soap", which need fewer steps and take the convolutions of g_a, g_s
+        and h_a, Adam the rest.
     lr, aux_lr: learning rates for the model and, of Adam, for the quantiles of the entropy bottleneck. clip: largest
         norm of the gradient; 0: no clipping.
     warmup_steps: steps over which the learning rate rises linearly; -1: the first epoch, at most a tenth of the
