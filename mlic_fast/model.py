@@ -59,12 +59,15 @@ class MLICPlusPlus(Network, CompressionModel):
     def _gaussian(self) -> GaussianConditional:
         return _GaussianConditional(None)
 
-    def forward(self, x: Tensor, noise: tuple[Tensor, Tensor] | None = None) -> dict[str, Any]:
+    def forward(
+        self, x: Tensor, noise: tuple[Tensor, Tensor] | None = None, step: Tensor | None = None
+    ) -> dict[str, Any]:
         """Reconstruct x and estimate its rate, without coding.
 
         x: float [B, 3, H, W] in [0, 1], H and W multiples of 64.
         noise: what is added to y [B, M, H/16, W/16] and z [B, N, H/64, W/64] for the likelihoods, in either mode,
             uniform from -1/2 to 1/2 as a rule; None: training mode draws it, evaluation mode adds none.
+        step: quantisation steps Δ of y [B], positive: symbols are (y − mean) / Δ, rounded; None: 1.
         Returns {"x_hat": [B, 3, H, W], "likelihoods": {"y_likelihoods": [B, M, H/16, W/16],
         "z_likelihoods": [B, N, H/64, W/64]}}. In training mode likelihoods are those of noisy values and
         rounding passes gradients straight through.
@@ -78,7 +81,9 @@ class MLICPlusPlus(Network, CompressionModel):
                 z_likelihoods = likelihoods_with_noise(self.entropy_bottleneck, z, noise[1])
             medians = self.entropy_bottleneck.quantiles[:, :, 1:2]
             z_hat = round_straight_through(z - medians) + medians
-            estimator = Estimator(self.gaussian_conditional, y, self.slice_num, None if noise is None else noise[0])
+            steps = None if step is None else step.to(y).view(-1, 1, 1, 1)
+            noise_of_y = None if noise is None else noise[0]
+            estimator = Estimator(self.gaussian_conditional, y, self.slice_num, noise_of_y, steps)
             y_hat = code(self.walk(z_hat), estimator)
             y_likelihoods = estimator.likelihoods()
         return {

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -46,7 +47,7 @@ _SETTINGS: tuple[tuple[str, str, Callable[[str], Any], str, str], ...] = (
     ("batch", "N", int, "data", "patches a step, of all processes together (default: 32)"),
     ("micro_batch", "N", int, "data", "patches that a process computes at once (default: its whole part)"),
     ("epoch_patches", "N", int, "data", "patches an epoch (default: as many as pictures, at least 1,000 batches)"),
-    ("optimizer", "adam|muon", str, "optimisers", "muon needs fewer steps, and PyTorch 2.9 (default: adam)"),
+    ("optimizer", "adam|muon|soap", str, "optimisers", "muon needs PyTorch 2.9, soap pytorch_optimizer (default adam)"),
     ("lr", "RATE", float, "optimisers", "learning rate (default: 1e-4)"),
     ("aux_lr", "RATE", float, "optimisers", "that of the entropy bottleneck's quantiles (default: 1e-3)"),
     ("clip", "NORM", float, "optimisers", "largest norm of the gradient; 0: any (default: 1.0)"),
@@ -83,7 +84,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     groups["model"].add_argument("--variant", choices=("new", "old"), help="of the architecture (default: new)")
     groups["training"].add_argument(
-        "--lambda", dest="lmbda", type=_number(float), metavar="λ", help="weight of the distortion (default: 0.0130)"
+        "--lambda",
+        dest="lmbda",
+        type=_lambda,
+        metavar="λ[-λ]",
+        help="weight of the distortion, or a range, 0.0018-0.0483 for instance: one model for all rates "
+        "(default: 0.0130)",
     )
     for name, metavar, kind, title, text in _SETTINGS:
         choices = metavar.split("|") if "|" in metavar else None
@@ -188,6 +194,14 @@ def _number(kind: Callable[[str], Any]) -> Callable[[str], Any]:
         return value
 
     return number
+
+
+def _lambda(text: str) -> Any:
+    """ "λ" → λ, "λ-λ" → [λ, λ]; the minus of an exponent is none of the range's."""
+    ends = [_number(float)(part) for part in re.split(r"(?<=[0-9.])-", text)]
+    if len(ends) > 2:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor a range such as 0.0018-0.0483")
+    return ends if len(ends) == 2 else ends[0]
 
 
 def _pairs(text: str, value: Callable[[str], Any], first: str | None) -> tuple[tuple[int, Any], ...]:

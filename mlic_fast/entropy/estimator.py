@@ -33,9 +33,16 @@ def likelihoods_with_noise(bottleneck: Any, z: Tensor, noise: Tensor) -> Tensor:
 class Estimator:
     """Rounds y about its means with a straight-through gradient and collects the likelihoods."""
 
-    def __init__(self, gaussian: Any, y: Tensor, slice_num: int, noise: Tensor | None = None) -> None:
-        """y: [B, M, h, w]. noise: [B, M, h, w], added to y for the likelihoods; None: in training mode, it is drawn."""
-        self._gaussian = gaussian
+    def __init__(
+        self, gaussian: Any, y: Tensor, slice_num: int, noise: Tensor | None = None, step: Tensor | None = None
+    ) -> None:
+        """y: [B, M, h, w].
+
+        noise: [B, M, h, w], added to y for the likelihoods, in units of the step; None: in training mode, it is drawn.
+        step: quantisation steps Δ, positive [B, 1, 1, 1]: symbols are those of (y − mean) / Δ at scales / Δ, values
+            mean + Δ · symbol; None: 1.
+        """
+        self._gaussian, self._step = gaussian, step
         self._slices = y.chunk(slice_num, dim=1)
         self._noise = (None,) * slice_num if noise is None else noise.chunk(slice_num, dim=1)
         self._likelihoods: list[Tensor] = []
@@ -55,14 +62,20 @@ class Estimator:
             scales, means_of_both = (_merged(x) for x in (self._scales, self._means))
             self._likelihoods.append(self._likelihood(y, scales, means_of_both))
             self._scales, self._means = [], []
-        return round_straight_through(pack(y, parity) - means) + means
+        residual = pack(y, parity) - means
+        if self._step is None:
+            return round_straight_through(residual) + means
+        return round_straight_through(residual / self._step) * self._step + means
 
     def _likelihood(self, y: Tensor, scales: Tensor, means: Tensor) -> Tensor:
         noise = self._noise[len(self._likelihoods)]
+        centre: Tensor | None = means
+        if self._step is not None:
+            y, scales, centre = (y - means) / self._step, scales / self._step, None
         if noise is None:
-            likelihood: Tensor = self._gaussian(y, scales, means)[1]
+            likelihood: Tensor = self._gaussian(y, scales, centre)[1]
             return likelihood
-        return bounded(self._gaussian, self._gaussian._likelihood(y + noise, scales, means))
+        return bounded(self._gaussian, self._gaussian._likelihood(y + noise, scales, centre))
 
     def likelihoods(self) -> Tensor:
         """Likelihoods of y [B, M, h, w], anchor and non-anchor parameters merged; noise in training mode."""

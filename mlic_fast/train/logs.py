@@ -21,6 +21,8 @@ STEP_COLUMNS = (
     *("aux_loss", "gradient_norm", "skipped", "images_per_second"),
 )
 VALIDATION_COLUMNS = ("step", "epoch", "seconds", "loss", "bpp", "psnr", "ms_ssim", "images", "failed", "best")
+# one row for each of several λ
+RATE_COLUMNS = (*VALIDATION_COLUMNS, "lambda", "quantisation_step")
 
 # Where standard error is no terminal, a line this often.
 _LINE_SECONDS = 60.0
@@ -52,11 +54,14 @@ class Table:
 
 
 class Logs:
-    """The log of one run, in its folder. keep: the step from which the run goes on; later rows are dropped."""
+    """The log of one run, in its folder.
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    keep: the step from which the run goes on; later rows are dropped. rates: validation is at several λ.
+    """
+
+    def __init__(self, folder: Path, keep: int, rates: bool = False) -> None:
         self._steps = Table(folder / STEPS, STEP_COLUMNS, keep)
-        self._validations = Table(folder / VALIDATIONS, VALIDATION_COLUMNS, keep)
+        self._validations = Table(folder / VALIDATIONS, RATE_COLUMNS if rates else VALIDATION_COLUMNS, keep)
         self._events: Any = None
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -74,9 +79,9 @@ class Logs:
         self._event("train", row)
 
     def validation(self, row: Mapping[str, Any]) -> None:
-        """Log a row of `VALIDATION_COLUMNS`."""
+        """Log a row of `VALIDATION_COLUMNS` or `RATE_COLUMNS`."""
         self._validations.add(row)
-        self._event("validation", row)
+        self._event(f"validation at {row['lambda']:.4g}" if "lambda" in row else "validation", row)
         if self._events is not None:
             self._events.flush()
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from types import FrameType
 from typing import Any
 
@@ -114,7 +115,7 @@ class _Run:
             self.warmup = min(self.epoch_steps, _TIMED_WARMUP if recipe.time_limit else self.steps // 10)
         self.feed = Feed(data, recipe, self.group, self.epoch_steps)
         self.validator = Validator(recipe, data, validation, self.group) if recipe.validation_images else None
-        self.logs = logs.Logs(output, progress.step) if self.group.first else None
+        self.logs = logs.Logs(output, progress.step, recipe.rates is not None) if self.group.first else None
         self.line = logs.Line(self.group.first)
         self.saved_at = time.monotonic()
         self.shown = progress.step, progress.seconds
@@ -236,10 +237,12 @@ class _Run:
         names = [state.LAST]
         if self.validator and ((epoch + 1) % self.recipe.validation_epochs == 0 or self._finished()):
             found = self.validator.run(self.trainee)
-            if found.loss < self.progress.best:
-                self.progress.best = found.loss
+            loss = fmean(one.weight * one.loss for one in found)
+            if loss < self.progress.best:
+                self.progress.best = loss
                 names.append(state.BEST)
-            self._report(epoch, found, best=state.BEST in names)
+            for one in found:
+                self._report(epoch, one, best=state.BEST in names)
         self._save(*names)
 
     def _report(self, epoch: int, found: Validation, best: bool) -> None:
@@ -247,13 +250,17 @@ class _Run:
         row = {"step": progress.step, "epoch": epoch, "seconds": round(progress.seconds, 1), "best": int(best)}
         for name in ("loss", "bpp", "psnr", "ms_ssim", "images", "failed"):
             row[name] = getattr(found, name)
+        rate = ""
+        if found.lmbda is not None:
+            row |= {"lambda": found.lmbda, "quantisation_step": found.step}
+            rate = f" at λ = {found.lmbda:.4g}"
         if self.logs is not None:
             self.logs.validation(row)
         if found.failed:
             self.line.say(f"{found.failed} validation pictures could not be coded: {found.reason}")
         similarity = "" if found.ms_ssim is None else f", MS-SSIM {found.ms_ssim:.4f}"
         self.line.say(
-            f"epoch {epoch}, step {progress.step:,}: {found.images} pictures coded in {found.seconds:.0f} s: "
+            f"epoch {epoch}, step {progress.step:,}: {found.images} pictures coded{rate} in {found.seconds:.0f} s: "
             f"loss {found.loss:.4f}, {found.bpp:.4f} bpp, {found.psnr:.2f} dB{similarity}{' (best)' if best else ''}"
         )
 

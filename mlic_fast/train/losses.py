@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mlic_fast.compute.precision import no_autocast
+from mlic_fast.train.rates import SampleRates
 from mlic_fast.train.recipe import Metric
 
 # Wang, Simoncelli & Bovik 2003, "Multiscale structural similarity for image quality assessment".
@@ -47,6 +48,26 @@ def rate_distortion(out: Mapping[str, Any], x: Tensor, lmbda: float, metric: Met
             weighted = lmbda * distortion
         y_bpp, z_bpp = rates["y_likelihoods"], rates["z_likelihoods"]
         return Losses(weighted + y_bpp + z_bpp, distortion, y_bpp, z_bpp)
+
+
+def ranged_rate_distortion(out: Mapping[str, Any], x: Tensor, rates: SampleRates, metric: Metric) -> Losses:
+    """Losses where each sample has a λ of its own.
+
+    total: mean over the samples of their weight · (λ · distortion + rate); distortion and rates: means without weights.
+    """
+    with no_autocast(x.device):
+        pixels = x.shape[2] * x.shape[3]
+        bits = {name: -likelihoods.float().log2().flatten(1).sum(1) for name, likelihoods in out["likelihoods"].items()}
+        y_bpp, z_bpp = bits["y_likelihoods"] / pixels, bits["z_likelihoods"] / pixels
+        x_hat = out["x_hat"].float()
+        if metric == "mse":
+            distortion = (x_hat - x).square().flatten(1).mean(1)
+            weighted = rates.lambdas * 255**2 * distortion
+        else:
+            distortion = 1 - ms_ssim(x_hat, x)
+            weighted = rates.lambdas * distortion
+        total = (rates.weights * (weighted + y_bpp + z_bpp)).mean()
+        return Losses(total, distortion.mean(), y_bpp.mean(), z_bpp.mean())
 
 
 def ms_ssim(a: Tensor, b: Tensor) -> Tensor:

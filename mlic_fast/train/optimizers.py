@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,15 +28,15 @@ def parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]
 def make_optimizers(model: nn.Module, recipe: Recipe) -> dict[str, Optimizer]:
     """The optimisers by the names that they have in checkpoints.
 
-    "optimizer": Adam for the model; "aux_optimizer": Adam for the quantiles; with `optimizer="muon"` also
+    "optimizer": Adam for the model; "aux_optimizer": Adam for the quantiles; with `optimizer="muon"` or "soap" also
     "matrix_optimizer", which takes `matrix_weights` from the first.
-    Raises RecipeError if PyTorch has no Muon.
+    Raises RecipeError if PyTorch has no Muon, or pytorch_optimizer with SOAP is missing.
     """
     main, auxiliary = parameters(model)
     found: dict[str, Optimizer] = {}
-    if recipe.optimizer == "muon":
+    if recipe.optimizer != "adam":
         matrices = matrix_weights(model)
-        found["matrix_optimizer"] = MatrixOptimizer(matrices, recipe.lr)
+        found["matrix_optimizer"] = MatrixOptimizer(matrices, recipe.lr, muon if recipe.optimizer == "muon" else soap)
         taken = {id(weight) for weight in matrices}
         main = [parameter for parameter in main if id(parameter) not in taken]
     # fused: the same formula in one pass over memory
@@ -58,41 +58,66 @@ def matrix_weights(model: nn.Module) -> list[nn.Parameter]:
     ]
 
 
-class MatrixOptimizer(Optimizer):
-    """PyTorch's Muon for convolutions: each weight is taken as a matrix [outputs, inputs · kernel].
+def muon(matrices: list[nn.Parameter], lr: float) -> Optimizer:
+    """PyTorch's Muon (Jordan et al. 2024): along the momentum with all singular values made about equal.
 
-    Muon (Jordan et al. 2024) moves a matrix along its momentum with all singular values made about equal. Steps are
-    scaled to the size of Adam's, so that both take one learning rate. No weight decay.
+    Steps are scaled to the size of Adam's, so that both take one learning rate. No weight decay.
+    """
+    if not hasattr(torch.optim, "Muon"):
+        raise RecipeError(f"PyTorch {torch.__version__} has no Muon: take PyTorch 2.9 or newer, or the optimizer adam")
+    return torch.optim.Muon(matrices, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+
+
+def soap(matrices: list[nn.Parameter], lr: float) -> Optimizer:
+    """SOAP (Vyas et al. 2024, arXiv 2409.11321): Adam in the eigenbasis of Shampoo's preconditioner.
+
+    The bases are refreshed every 10 steps by a step of power iteration and QR. Sides longer than 640 have no basis.
+    The first step only begins the statistics. No weight decay.
+    """
+    try:
+        from pytorch_optimizer import SOAP
+    except ImportError:
+        raise RecipeError(
+            "the optimizer soap needs pytorch_optimizer: pip install 'mlic-fast[soap]', or take the optimizer adam"
+        ) from None
+    found: Optimizer = SOAP(
+        matrices, lr=lr, betas=(0.95, 0.95), weight_decay=0.0, precondition_frequency=10, max_precondition_dim=640
+    )
+    return found
+
+
+class MatrixOptimizer(Optimizer):
+    """An optimiser of matrices for convolutions: each weight is taken as a matrix [outputs, inputs · kernel].
+
+    make: makes the optimiser, of the matrices and a learning rate: `muon` or `soap`.
     """
 
-    def __init__(self, weights: list[nn.Parameter], lr: float) -> None:
-        if not hasattr(torch.optim, "Muon"):
-            raise RecipeError(
-                f"PyTorch {torch.__version__} has no Muon: take PyTorch 2.9 or newer, or the optimizer adam"
-            )
+    def __init__(
+        self, weights: list[nn.Parameter], lr: float, make: Callable[[list[nn.Parameter], float], Optimizer]
+    ) -> None:
         super().__init__(weights, {"lr": lr})
         self._weights = [(weight, not weight.is_contiguous()) for weight in weights]
         # share their memory with the weights
         self._matrices = [nn.Parameter(_matrix(weight.detach(), last)) for weight, last in self._weights]
-        self._muon = torch.optim.Muon(self._matrices, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+        self._inner = make(self._matrices, lr)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Move the weights that have gradients."""
         for (weight, last), matrix in zip(self._weights, self._matrices, strict=True):
             matrix.grad = None if weight.grad is None else _matrix(weight.grad, last)
-        for group in self._muon.param_groups:
+        for group in self._inner.param_groups:
             group["lr"] = self.param_groups[0]["lr"]
-        self._muon.step()  # type: ignore[no-untyped-call]
-        self._muon.zero_grad(set_to_none=True)
+        self._inner.step()
+        self._inner.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """Muon's."""
-        return dict(self._muon.state_dict())
+        """That of the optimiser of matrices."""
+        return dict(self._inner.state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with a state of Muon's."""
-        self._muon.load_state_dict(state_dict)
+        """Go on with a state that `state_dict` returned."""
+        self._inner.load_state_dict(state_dict)
 
 
 def _matrix(weight: Tensor, last: bool) -> Tensor:

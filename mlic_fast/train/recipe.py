@@ -15,9 +15,10 @@ from typing import Any, Literal, get_args
 from mlic_fast.config import PADDING_UNIT, ModelConfig
 from mlic_fast.errors import RecipeError
 from mlic_fast.evaluate.metrics import MS_SSIM_MIN_SIDE
+from mlic_fast.train.rates import RateRange
 
 Metric = Literal["mse", "ms-ssim"]
-OptimizerName = Literal["adam", "muon"]
+OptimizerName = Literal["adam", "muon", "soap"]
 Schedule = Literal["constant", "steps", "cosine"]
 Precision = Literal["float32", "bf16"]
 Layout = Literal["auto", "yes", "no"]
@@ -45,7 +46,8 @@ class Recipe:
     """Settings of a training; the defaults are the published ones where such were published.
 
     model: shape and variant of the model.
-    lmbda, metric: the loss is λ·255²·MSE + bpp ("mse") or λ·(1 − MS-SSIM) + bpp ("ms-ssim").
+    lmbda, metric: the loss is λ·255²·MSE + bpp ("mse") or λ·(1 − MS-SSIM) + bpp ("ms-ssim"). lmbda: a number, or the
+        (low, high) of a range that one model is trained for, with a λ and a quantisation step for each sample.
     steps: optimiser steps in all. epochs: the same in epochs, and in place of `steps`; 0: `steps` counts.
     time_limit: minutes of training, in place of both; the schedule then follows the part of the
         time that has gone by, so that two runs are not equal to the bit.
@@ -53,8 +55,8 @@ class Recipe:
         being added up; 0: its whole part of the batch.
     patches: (first step, side in pixels) of each stage, from step 0.
     epoch_patches: patches an epoch; 0: as many as there are pictures, but at least 1,000 batches.
-    optimizer: of the model: "adam", or "muon", which needs fewer steps: Muon for the convolutions of g_a, g_s and h_a,
-        Adam for the rest.
+    optimizer: of the model: "adam"; or "muon" or "soap", which need fewer steps and take the convolutions of g_a, g_s
+        and h_a, Adam the rest.
     lr, aux_lr: learning rates for the model and, of Adam, for the quantiles of the entropy bottleneck. clip: largest
         norm of the gradient; 0: no clipping.
     warmup_steps: steps over which the learning rate rises linearly; -1: the first epoch, at most a tenth of the
@@ -73,7 +75,7 @@ class Recipe:
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
-    lmbda: float = 0.0130
+    lmbda: float | tuple[float, float] = 0.0130
     metric: Metric = "mse"
     steps: int = 2_000_000
     epochs: int = 0
@@ -111,8 +113,9 @@ class Recipe:
             self._check(name, int, 0, 2**48)
         self._check("seed", int, 0, 2**63 - 1)
         self._check("warmup_steps", int, -1, 2**48)
-        for name in ("lmbda", "lr", "aux_lr", "lr_final", "checkpoint_minutes"):
+        for name in ("lr", "aux_lr", "lr_final", "checkpoint_minutes"):
             self._check(name, float, sys.float_info.min, 1e9)
+        self._check_lambda()
         for name in ("time_limit", "clip"):
             self._check(name, float, 0, 1e9)
         self._check("ema", float, 0, 0.9999999)
@@ -120,8 +123,29 @@ class Recipe:
             raise RecipeError(f"compile must be true or false, not {self.compile!r}")
         self._check_stages()
 
+    @property
+    def rates(self) -> RateRange | None:
+        """The range of λ; None where there is a single one."""
+        return RateRange(*self.lmbda) if isinstance(self.lmbda, tuple) else None
+
+    @property
+    def single_lambda(self) -> float:
+        """λ where it is a single one."""
+        assert not isinstance(self.lmbda, tuple)
+        return self.lmbda
+
+    def _check_lambda(self) -> None:
+        values = self.lmbda if isinstance(self.lmbda, tuple) else (self.lmbda,)
+        for value in values:
+            self._check_value("lambda", value, float, sys.float_info.min, 1e9)
+        if isinstance(self.lmbda, tuple) and not (len(values) == 2 and values[0] < values[1]):
+            raise RecipeError(f"a range of lambda must be [low, high], the low one first, not {list(values)}")
+
     def _check(self, name: str, kind: type, low: float, high: float) -> None:
-        value = getattr(self, name)
+        self._check_value(name, getattr(self, name), kind, low, high)
+
+    @staticmethod
+    def _check_value(name: str, value: Any, kind: type, low: float, high: float) -> None:
         fits = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
         if not fits or not math.isfinite(value) or not low <= value <= high:
             what = "a whole number" if kind is int else "a number"
@@ -160,7 +184,10 @@ class Recipe:
         values = dataclasses.asdict(self)
         values["lambda"] = values.pop("lmbda")
         return {
-            key: [list(pair) for pair in value] if isinstance(value, tuple) else value for key, value in values.items()
+            key: [list(item) if isinstance(item, tuple) else item for item in value]
+            if isinstance(value, tuple)
+            else value
+            for key, value in values.items()
         }
 
 
@@ -180,6 +207,8 @@ def recipe_from(values: Mapping[str, Any], base: Recipe | None = None, source: s
     changed = {_NAMES.get(name, name): value for name, value in values.items()}
     if "model" in changed:
         changed["model"] = model_config(changed["model"], source)
+    if isinstance(changed.get("lmbda"), list):
+        changed["lmbda"] = tuple(changed["lmbda"])
     for name in ("patches", "milestones"):
         if name in changed:
             changed[name] = _pairs(name, changed[name], source)

@@ -62,6 +62,9 @@ def checkpoint_of(trainee: Trainee, progress: Progress, epoch: int) -> dict[str,
             name: parameter.detach().cpu().clone() for name, parameter in model.named_parameters()
         }
         checkpoint["mlic_fast"]["average_steps"] = average.steps
+    if rates := trainee.recipe.rates:
+        # what maps λ to a quantisation step: Δ = (λ / λ₀)^(-1/2)
+        checkpoint["mlic_fast"]["rates"] = {"lambda": [rates.low, rates.high], "lambda_of_step_1": rates.middle}
     return checkpoint
 
 

@@ -16,9 +16,10 @@ from mlic_fast.errors import RecipeError
 from mlic_fast.model import MLICPlusPlus
 from mlic_fast.train.distributed import Processes
 from mlic_fast.train.layers import install
-from mlic_fast.train.losses import rate_distortion
+from mlic_fast.train.losses import ranged_rate_distortion, rate_distortion
 from mlic_fast.train.noise import uniform_noise
 from mlic_fast.train.optimizers import AUXILIARY, MovingAverage, make_optimizers, parameters, set_learning_rate
+from mlic_fast.train.rates import sample_rates
 from mlic_fast.train.recipe import Recipe
 
 
@@ -115,9 +116,16 @@ class Trainee:
         noise = uniform_noise(self.model.config, recipe.seed, number, samples, height, width)
         x = (patches.to(device, non_blocking=True).float() / 255).contiguous(memory_format=self.layout)
         y_noise, z_noise = (values.to(device, non_blocking=True) for values in noise)
-        with self._autocast():
-            out = self._forward(x, (y_noise, z_noise))
-        losses = rate_distortion(out, x, recipe.lmbda, recipe.metric)
+        if recipe.rates is None:
+            with self._autocast():
+                out = self._forward(x, (y_noise, z_noise))
+            losses = rate_distortion(out, x, recipe.single_lambda, recipe.metric)
+        else:
+            lambdas = recipe.rates.draw(recipe.seed, number, samples, recipe.batch)
+            own = sample_rates(recipe.rates, lambdas, device)
+            with self._autocast():
+                out = self._forward(x, (y_noise, z_noise), own.steps)
+            losses = ranged_rate_distortion(out, x, own, recipe.metric)
         share = len(samples) * self.group.world / recipe.batch
         (losses.total * share).backward()  # type: ignore[no-untyped-call]
         return torch.stack([losses.total, losses.distortion, losses.y_bpp, losses.z_bpp]).detach()

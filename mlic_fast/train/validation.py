@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Validation by real coding: pictures go to files and back, and size and quality are those of the files."""
+"""Validation: pictures go to files and back; with a range of λ, to rounded symbols, whose likelihoods tell the size."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from mlic_fast.codec import decode, encode
+from mlic_fast.compute.nonfinite import check_finite
 from mlic_fast.errors import MlicError
 from mlic_fast.evaluate.metrics import bits_per_pixel, measure
 from mlic_fast.pictures.folder import find_pictures
-from mlic_fast.pictures.image import open_image
+from mlic_fast.pictures.image import open_image, pad_to_64
 from mlic_fast.train.distributed import Processes
 from mlic_fast.train.recipe import Recipe
 from mlic_fast.train.step import Trainee
@@ -24,13 +26,17 @@ from mlic_fast.train.step import Trainee
 # Of training pictures, which may be large and many, a part in the middle is enough.
 _TRAINING_SIDE = 512
 
+# λ of a range that are validated at, evenly spaced in their logarithm, both ends and the middle among them.
+RATES = 5
+
 
 @dataclass(frozen=True)
 class Validation:
     """Means over the pictures that were coded; ms_ssim is None if all are too small for it.
 
-    loss: as in training, of files and rounded pictures; infinite if pictures failed. failed: how many could not
-    be coded; reason: why one of them, if it was this process's.
+    loss: λ · distortion + rate of files and rounded pictures; infinite if pictures failed. failed: how many could not
+    be coded; reason: why one of them, if it was this process's. lmbda, step: of a range, the λ and the quantisation
+    step that this is about; weight: what the loss counts for among those of other λ.
     """
 
     loss: float
@@ -41,6 +47,9 @@ class Validation:
     failed: int
     seconds: float
     reason: str = ""
+    lmbda: float | None = None
+    step: float = 1.0
+    weight: float = 1.0
 
 
 class Validator:
@@ -59,8 +68,14 @@ class Validator:
         self._side = _TRAINING_SIDE if folder is None else 0
         self.count = count
 
-    def run(self, trainee: Trainee) -> Validation:
-        """Validate the weights that are for use. The coding tables are computed anew."""
+    def run(self, trainee: Trainee) -> list[Validation]:
+        """Validate the weights that are for use, at the recipe's λ or five of its range. Tables are computed anew."""
+        rates = self._recipe.rates
+        if rates is None:
+            return [self._run(trainee, None)]
+        return [self._run(trainee, lmbda) for lmbda in rates.ladder(RATES)]
+
+    def _run(self, trainee: Trainee, lmbda: float | None) -> Validation:
         start = time.monotonic()
         model, average = trainee.model, trainee.average
         sums, reason = np.zeros(7), ""
@@ -70,7 +85,7 @@ class Validator:
             try:
                 for path in self._own:
                     try:
-                        sums += self._one(trainee, path)
+                        sums += self._one(trainee, path, lmbda)
                     except MlicError as error:
                         sums[6] += 1
                         reason = f"{path}: {error}"
@@ -80,7 +95,11 @@ class Validator:
                 model.refresh()
         loss, bpp, psnr, similarity, similar, coded, failed = self._group.summed(sums.tolist())
         images = max(coded, 1)
+        rates = self._recipe.rates
         return Validation(
+            lmbda=lmbda,
+            step=1.0 if rates is None or lmbda is None else rates.step(lmbda),
+            weight=1.0 if rates is None or lmbda is None else rates.weight(lmbda),
             loss=loss / images if coded and not failed else float("inf"),
             bpp=bpp / images,
             psnr=psnr / images,
@@ -91,24 +110,45 @@ class Validator:
             reason=reason,
         )
 
-    def _one(self, trainee: Trainee, path: Path) -> npt.NDArray[np.float64]:
+    def _one(self, trainee: Trainee, path: Path, lmbda: float | None) -> npt.NDArray[np.float64]:
         """Loss, bpp, PSNR, MS-SSIM or 0, whether it is defined, 1, 0."""
         picture = open_image(path, reduce_depth=True).pixels
         pixels = np.repeat(picture[..., None], 3, axis=2) if picture.ndim == 2 else picture
         if self._side:
             top, left = (max(0, (size - self._side) // 2) for size in pixels.shape[:2])
             pixels = np.ascontiguousarray(pixels[top : top + self._side, left : left + self._side])
-        data = encode(pixels, trainee.model)
-        decoded = np.asarray(decode(data, trainee.model).convert("RGB"))
-        height, width = pixels.shape[:2]
-        bpp = bits_per_pixel(len(data), height, width)
+        if lmbda is None:
+            lmbda = self._recipe.single_lambda
+            data = encode(pixels, trainee.model)
+            decoded = np.asarray(decode(data, trainee.model).convert("RGB"))
+            bpp = bits_per_pixel(len(data), *pixels.shape[:2])
+        else:
+            decoded, bpp = self._estimated(trainee, pixels, lmbda)
         psnr, similarity = measure(pixels, decoded)
         if self._recipe.metric == "mse":
             distortion = float(np.square(pixels.astype(np.float64) - decoded).mean())
         else:
             # small pictures have no MS-SSIM; they count by their rate alone
             distortion = 0.0 if similarity is None else 1 - similarity
-        loss = self._recipe.lmbda * distortion + bpp
+        loss = lmbda * distortion + bpp
         return np.array(
             [loss, bpp, min(psnr, 100.0), similarity or 0.0, similarity is not None, 1, 0], dtype=np.float64
         )
+
+    @torch.no_grad()
+    def _estimated(
+        self, trainee: Trainee, pixels: npt.NDArray[np.uint8], lmbda: float
+    ) -> tuple[npt.NDArray[np.uint8], float]:
+        """The picture [H, W, 3] from symbols rounded at the λ's quantisation step, and its bits per pixel."""
+        rates = self._recipe.rates
+        assert rates is not None
+        height, width = pixels.shape[:2]
+        device = self._group.device
+        x = torch.from_numpy(pixels).to(device).permute(2, 0, 1)[None].float() / 255
+        step = torch.tensor([rates.step(lmbda)], device=device)
+        out = trainee.model(pad_to_64(x, "fade").contiguous(memory_format=trainee.layout), step=step)
+        bits = sum(-likelihoods.double().log2().sum() for likelihoods in out["likelihoods"].values())
+        check_finite("bits", torch.as_tensor(bits))
+        check_finite("the decoded picture", out["x_hat"])
+        x_hat = out["x_hat"][0, :, :height, :width].clamp(0, 1).mul(255).round().to(torch.uint8)
+        return x_hat.permute(1, 2, 0).cpu().numpy(), float(bits) / (height * width)
