@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mlic_fast.compute.backend import choose, is_named, plain_path
 from mlic_fast.compute.derived import Remembered
 from mlic_fast.compute.device import memory_errors, resolve_device
-from mlic_fast.compute.precision import KeepsFloat32, at_least_float32, no_autocast
+from mlic_fast.compute.precision import KeepsFloat32, at_least_float32, no_autocast, sums_for_products
 from mlic_fast.config import PADDING_UNIT, ModelConfig
 from mlic_fast.engine import Engine, Options, PackedReader, PackedWriter, engine_for, forget_engines
 from mlic_fast.engine.gpu import programs as device_steps
@@ -48,7 +48,10 @@ _TABLES = ("_quantized_cdf", "_offset", "_cdf_length", "scale_table")
 
 
 class _EntropyBottleneck(KeepsFloat32, EntropyBottleneck):
-    pass
+    def _logits_cumulative(self, inputs: Tensor, stop_gradient: bool) -> Tensor:
+        with sums_for_products(inputs.device):  # tables are computed from these
+            logits: Tensor = super()._logits_cumulative(inputs, stop_gradient)
+        return logits
 
 
 class _GaussianConditional(KeepsFloat32, GaussianConditional):
