@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from mlic_fast.compute import backend
+from mlic_fast.compute.private_torch import has_amx, has_avx512_bf16
 from mlic_fast.errors import BackendError
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -77,8 +78,8 @@ def instructions(device: torch.device) -> str:
     if device.type == "cuda":
         return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
     found = [f"PyTorch {torch.backends.cpu.get_cpu_capability()}"]
-    probes = {"AVX512-BF16": "_is_avx512_bf16_supported", "AMX": "_is_amx_tile_supported"}
-    found += [name for name, probe in probes.items() if getattr(torch.cpu, probe, bool)()]
+    probes = {"AVX512-BF16": has_avx512_bf16, "AMX": has_amx}
+    found += [name for name, probe in probes.items() if probe()]
     try:
         found.append(f"kernels {backend.cpu_kernels.isa()}" if backend.cpu_kernels else "no kernels")
     except BackendError as error:

@@ -15,7 +15,7 @@ from compressai.models import CompressionModel
 from torch import Tensor
 
 from mlic_fast import coding
-from mlic_fast.compute.precision import KeepsFloat32, no_autocast
+from mlic_fast.compute.precision import KeepsFloat32, no_autocast, sums_for_products
 from mlic_fast.config import PADDING_UNIT
 from mlic_fast.engine import Options
 from mlic_fast.entropy.coders import code
@@ -26,7 +26,10 @@ from mlic_fast.nn.network import Network
 
 
 class _EntropyBottleneck(KeepsFloat32, EntropyBottleneck):
-    pass
+    def _logits_cumulative(self, inputs: Tensor, stop_gradient: bool) -> Tensor:
+        with sums_for_products(inputs.device):  # tables are computed from these
+            logits: Tensor = super()._logits_cumulative(inputs, stop_gradient)
+        return logits
 
 
 class _GaussianConditional(KeepsFloat32, GaussianConditional):

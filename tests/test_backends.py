@@ -205,7 +205,7 @@ def test_transforms_and_walk_compile_as_one_graph(on_backend: str, test_image: C
         y_hat = walk(model, model.h_s(z_hat), model.g_a(x), estimator)
         return model.g_s(y_hat), estimator.likelihoods()
 
-    torch._dynamo.reset()
+    torch.compiler.reset()
     compiled = torch.compile(through, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         for actual, expected in zip(compiled(x, z_hat), through(x, z_hat), strict=True):

@@ -20,6 +20,7 @@ from mlic_fast.checkerboard import Parity, unpack
 from mlic_fast.codec import open_model
 from mlic_fast.compute import backend
 from mlic_fast.compute.precision import no_autocast
+from mlic_fast.compute.private_torch import has_bfloat16
 from mlic_fast.engine import Engine, Options, engine_for
 from mlic_fast.entropy.coders import Reader, Writer, code
 from mlic_fast.entropy.moved_boundaries import GuardReader, GuardWriter
@@ -264,7 +265,7 @@ def test_shorter_formats_do_not_reach_the_entropy_path(
     assert (lowered - expected).abs().max() <= 1e-6 * expected.abs().max()
 
 
-@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this processor has no bfloat16")
+@pytest.mark.skipif(not has_bfloat16(), reason="this processor has no bfloat16")
 def test_bfloat16_transforms_cost_little(test_image: Images) -> None:
     weights = Path(__file__).parent / "golden" / "files" / "mlicpp-small.safetensors"
     model, x, short = open_model(weights, "cpu"), test_image(128, 192, 60), Options(transform_dtype="bfloat16")
@@ -361,7 +362,7 @@ def test_the_operators_that_every_pytorch_has(
 ) -> None:
     from mlic_fast.engine import layers
 
-    monkeypatch.setattr(layers, "_has_packed_operators", lambda: False)
+    monkeypatch.setattr(layers, "has_packed_convolutions", lambda: False)
     engine.forget_engines(small_model)
     try:
         check_walk(small_model, test_image(64, 128, 66, 2), given_symbols)

@@ -15,7 +15,7 @@ from mlic_fast.engine import layers, winograd_layers
 from mlic_fast.engine.layers import LAYOUT, compile_convolution
 from mlic_fast.ops.winograd import convolve
 
-pytestmark = pytest.mark.skipif(not layers._has_packed_operators(), reason="PyTorch without oneDNN")
+pytestmark = pytest.mark.skipif(not layers.has_packed_convolutions(), reason="PyTorch without oneDNN")
 
 # Around the sizes at which oneDNN changes its mind about 192 channels.
 SIZES = [(2, 4), (8, 48), (16, 48), (18, 96), (34, 96), (30, 192), (5, 7)]

@@ -13,47 +13,88 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mlic_fast import MLICPlusPlus, load
 from mlic_fast.compute import precision
+from mlic_fast.engine import Engine, Options, PackedWriter
 from mlic_fast.entropy.factorized import decode_hyper_latent
+from mlic_fast.entropy.range_coder import Encoder
+from mlic_fast.entropy.tables import coding_tables
 
 Image = Callable[..., torch.Tensor]
 
 # In log-scale: the most that right float32 implementations were seen to differ by, with room.
 LOG_SCALE_TOLERANCE = 2e-5
 
+TABLES = ("_quantized_cdf", "_offset", "_cdf_length", "scale_table")
+
+
+# PyTorch's switches that may shorten float32 arithmetic on a CPU: statements that set them, by name.
+SWITCHES = {
+    "high": "set_float32_matmul_precision('high')",
+    "medium": "set_float32_matmul_precision('medium')",
+    "all": "backends.fp32_precision = 'bf16'",
+    "oneDNN": "backends.mkldnn.fp32_precision = 'bf16'",
+    "oneDNN products": "backends.mkldnn.matmul.fp32_precision = 'bf16'",
+    "oneDNN products in TF32": "backends.mkldnn.matmul.fp32_precision = 'tf32'",
+    "oneDNN convolutions": "backends.mkldnn.conv.fp32_precision = 'bf16'",
+    "oneDNN recurrent": "backends.mkldnn.rnn.fp32_precision = 'bf16'",
+}
+
+# Switches that every release has.
+OLD = ["high", "medium"]
+
 
 @contextmanager
-def matmul_precision(value: str) -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(value)
+def switched(name: str) -> Iterator[None]:
+    """Within the block, one of PyTorch's switches is on."""
+    if name not in OLD and not hasattr(torch.backends.mkldnn, "conv"):
+        pytest.skip("this PyTorch has no such switch")
+    holders = [(torch.backends, "fp32_precision")] if hasattr(torch.backends, "fp32_precision") else []
+    holders += [
+        (getattr(torch.backends.mkldnn, operation), "fp32_precision")
+        for operation in ("matmul", "conv", "rnn")
+        if hasattr(torch.backends.mkldnn, operation)
+    ]
+    before = [(holder, attribute, getattr(holder, attribute)) for holder, attribute in holders]
+    precision_before = torch.get_float32_matmul_precision()
+    exec(f"torch.{SWITCHES[name]}", {"torch": torch})
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        for holder, attribute, value in before:
+            setattr(holder, attribute, value)
+        torch.set_float32_matmul_precision(precision_before)
 
 
 class ObedientHardware(TorchDispatchMode):
-    """Computes float32 products in bfloat16 wherever PyTorch's switches allow it, as some processors do."""
+    """Computes float32 products and convolutions in bfloat16, as processors with AMX do where a switch permits it.
 
-    _PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.bmm, torch.ops.aten.addmm, torch.ops.aten.baddbmm)
+    They compute small convolutions as matrix products, so that any switch reaches any operation.
+    """
+
+    _OPERATORS = (
+        *(getattr(torch.ops.aten, name) for name in ("mm", "bmm", "addmm", "baddbmm", "addbmm", "mv", "addmv", "dot")),
+        *(getattr(torch.ops.aten, name) for name in ("convolution", "_convolution", "mkldnn_convolution")),
+        *(getattr(torch.ops.mkldnn, name) for name in ("_convolution_pointwise", "_convolution_pointwise_")),
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shortened = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        packet = func.overloadpacket
-        product = packet in self._PRODUCTS and torch.get_float32_matmul_precision() != "highest"
-        convolution = packet is torch.ops.aten.convolution and _convolutions_may_be_short()
-        if product or convolution:
-            args = [self._shorten(argument) for argument in args]
+        if func.overloadpacket in self._OPERATORS and args[0].dtype == torch.float32:
+            self.shortened += 1
+            # the map that is written to stays as it is, and packed weights cannot be rounded
+            start = 1 if func.overloadpacket is torch.ops.mkldnn._convolution_pointwise_ else 0
+            args = [*args[:start], *(self._shorten(argument) for argument in args[start:])]
         return func(*args, **(kwargs or {}))
 
     @staticmethod
     def _shorten(argument: Any) -> Any:
-        if isinstance(argument, torch.Tensor) and argument.dtype == torch.float32:
+        if isinstance(argument, torch.Tensor) and argument.dtype == torch.float32 and not argument.is_mkldnn:
             return argument.bfloat16().float()
         return argument
-
-
-def _convolutions_may_be_short() -> bool:
-    return getattr(getattr(torch.backends.mkldnn, "conv", None), "fp32_precision", "none") == "bf16"
 
 
 def largest_log_scale_difference(a: Any, b: Any) -> float:
@@ -74,47 +115,87 @@ def decoded_z(small_model: Any, golden: Callable[[str], Any]) -> torch.Tensor:
         return decode_hyper_latent(small_model.entropy, strings, tuple(data["shape"]))
 
 
-@pytest.mark.parametrize("value", ["high", "medium"])
-def test_matmul_precision(
-    small_model: Any, decoded_z: torch.Tensor, symbols: Any, given_symbols: Any, value: str
+@pytest.mark.parametrize("name", SWITCHES)
+def test_no_switch_reaches_the_plain_walk(
+    small_model: Any, decoded_z: torch.Tensor, symbols: Any, given_symbols: Any, name: str
 ) -> None:
     _, reference = given_symbols(small_model, decoded_z, symbols)
-    with matmul_precision(value), ObedientHardware():
-        assert precision.matmul_is_lowered(decoded_z.device)
+    with switched(name), ObedientHardware() as hardware:
         ones = torch.full((2, 2), 1.001)
         assert not torch.allclose(ones @ ones, torch.full((2, 2), 2 * 1.001**2), rtol=1e-4)  # it does obey
+        hardware.shortened = 0
         _, seen = given_symbols(small_model, decoded_z, symbols)
-        assert torch.get_float32_matmul_precision() == value  # and nobody flipped it back
+        assert hardware.shortened == 0
     assert largest_log_scale_difference(seen, reference) < LOG_SCALE_TOLERANCE
 
 
-def test_products_are_float32_class_under_medium() -> None:
+@pytest.mark.parametrize("name", SWITCHES)
+def test_no_switch_reaches_the_engines_walk(small_model: Any, decoded_z: torch.Tensor, name: str) -> None:
+    engine = Engine(small_model, Options(transform_dtype="float32"))
+    y = torch.randn(1, small_model.M, *(4 * side for side in decoded_z.shape[2:]))
+
+    def coded() -> bytes:
+        encoder = Encoder(coding_tables(small_model.gaussian_conditional))
+        engine.walk(decoded_z, y, PackedWriter(encoder, small_model.gaussian_conditional, None))
+        return encoder.finish()
+
+    expected = coded()
+    with switched(name), ObedientHardware() as hardware:
+        assert coded() == expected
+        assert hardware.shortened == 0
+
+
+@pytest.mark.parametrize("name", ["medium", "oneDNN convolutions"])
+def test_no_switch_reaches_a_file(
+    small_model: Any, test_image: Image, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """What is written under a switch, by either way of computing, decodes without it; and the other way round."""
+    x = test_image(64, 64, 26)
+    for engine in ("on", "off"):
+        monkeypatch.setenv("MLIC_FAST_ENGINE", engine)
+        for exact in (True, False):
+            usual = small_model.compress(x, exact=exact, guard=2e-5)
+            with switched(name), ObedientHardware():
+                written = small_model.compress(x, exact=exact, guard=2e-5)
+                small_model.decompress(usual["strings"], usual["shape"], exact=exact, guard=usual["guard"])
+            small_model.decompress(written["strings"], written["shape"], exact=exact, guard=written["guard"])
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_no_switch_reaches_coding_tables(name: str) -> None:
+    model = load("mlicpp-s-0.0067")
+    expected = model.entropy_bottleneck._quantized_cdf
+    without = {key: value for key, value in model.state_dict().items() if not key.endswith(TABLES)}
+    with switched(name), ObedientHardware():
+        own = copy.deepcopy(model)
+        own.update(force=True)
+        loaded = MLICPlusPlus.from_state_dict(without)
+    for computed in (own, loaded):
+        assert (computed.entropy_bottleneck._quantized_cdf - expected).abs().max() <= 1  # as on another machine
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_operations_are_float32_class(name: str) -> None:
     generator = torch.Generator().manual_seed(1)
     a, b = (torch.randn(4, 64, 64, generator=generator) for _ in range(2))
     exact = a.double() @ b.double()
-    with matmul_precision("medium"), ObedientHardware():
+    with switched(name), ObedientHardware():
+        assert precision.is_lowered(a.device)
         assert (precision.matmul(a, b) - exact).abs().max() < 1e-4
         assert (precision.linear(a, b[0], None) - a.double() @ b[0].double().T).abs().max() < 1e-4
-
-
-@pytest.mark.skipif(not hasattr(torch.backends.mkldnn, "conv"), reason="this PyTorch has no precision switch for it")
-def test_convolution_switch(small_model: Any, decoded_z: torch.Tensor, symbols: Any, given_symbols: Any) -> None:
-    _, reference = given_symbols(small_model, decoded_z, symbols)
-    before = torch.backends.mkldnn.conv.fp32_precision
-    torch.backends.mkldnn.conv.fp32_precision = "bf16"
-    try:
-        assert precision.convolution_is_lowered(decoded_z.device)
-        with ObedientHardware():
-            _, seen = given_symbols(small_model, decoded_z, symbols)
-    finally:
-        torch.backends.mkldnn.conv.fp32_precision = before
-    assert largest_log_scale_difference(seen, reference) < LOG_SCALE_TOLERANCE
+        for groups in (1, 4):
+            weight = b.reshape(-1, 4 // groups, 8, 8)[:8, :, :3, :3].contiguous()
+            found = precision.conv2d(a[None], weight, None, [1, 1], [1, 1], groups)
+            wide = torch.nn.functional.conv2d(a[None].double(), weight.double(), None, 1, 1, 1, groups)
+            assert (found - wide).abs().max() < 1e-4
+        with precision.sums_for_products(a.device):
+            assert (torch.matmul(a, b) - exact).abs().max() < 1e-4
+    assert not precision.is_lowered(a.device)
 
 
 def test_defaults_count_as_full_precision() -> None:
-    cpu = torch.device("cpu")
-    assert not precision.matmul_is_lowered(cpu)
-    assert not precision.convolution_is_lowered(cpu)
+    assert not precision.is_lowered(torch.device("cpu"))
+    assert not precision.is_lowered(torch.device("cuda"))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mlic_fast.entropy.coding_steps import Estimator
 from torch import Tensor
 from training_samples import SHORT, TINY, assert_same, contents, losses, one_thread, pictures, rows
 
 import mlic_fast
 from mlic_fast import MLICPlusPlus, ModelConfig
-from mlic_fast.checkerboard import Pass, keep
+from mlic_fast.checkerboard import Parity, keep, pack, scatter
 from mlic_fast.cli.main import build_parser, main
+from mlic_fast.entropy.estimator import Estimator
 from mlic_fast.errors import RecipeError
 from mlic_fast.train.distributed import Processes
 from mlic_fast.train.loop import train
@@ -122,9 +122,12 @@ def _passes(step: Tensor | None, noise: Tensor | None, inputs: tuple[Tensor, ...
     """Values and likelihoods of one slice."""
     torch.manual_seed(0)
     gaussian = MLICPlusPlus(ModelConfig(**TINY)).gaussian_conditional.eval()
-    estimator = Estimator(gaussian, noise, None if step is None else step.view(-1, 1, 1, 1))
     y, scales, means = inputs
-    values = estimator(Pass.ANCHOR, y, scales, means) + estimator(Pass.NONANCHOR, y, scales, means)
+    estimator = Estimator(gaussian, y, 1, noise, None if step is None else step.view(-1, 1, 1, 1))
+    values = torch.zeros_like(y)
+    for parity in Parity:
+        estimator.begin(pack(scales, parity))
+        scatter(values, estimator.finish(pack(means, parity)), parity)
     return values, estimator.likelihoods()
 
 
@@ -165,10 +168,12 @@ def test_estimate_of_scaled_inputs_is_that_with_a_step() -> None:
 def test_rounding_passes_gradients_straight_through() -> None:
     y, scales, means = _inputs()
     y.requires_grad_()
-    estimator = Estimator(MLICPlusPlus(ModelConfig(**TINY)).gaussian_conditional, y * 0, STEPS.view(-1, 1, 1, 1))
-    values = estimator(Pass.ANCHOR, y, scales, means)
+    gaussian = MLICPlusPlus(ModelConfig(**TINY)).gaussian_conditional
+    estimator = Estimator(gaussian, y, 1, y * 0, STEPS.view(-1, 1, 1, 1))
+    estimator.begin(pack(scales, Parity.ANCHOR))
+    values = estimator.finish(pack(means, Parity.ANCHOR))
     (gradient,) = torch.autograd.grad(values.sum(), y)
-    torch.testing.assert_close(gradient, keep(torch.ones_like(y), Pass.ANCHOR))
+    torch.testing.assert_close(gradient, keep(torch.ones_like(y), Parity.ANCHOR))
 
 
 def test_batch_is_its_samples(model: MLICPlusPlus) -> None:

@@ -51,6 +51,8 @@ def with_tables(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], bo
 def _bottleneck_tables(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     from compressai.entropy_models import EntropyBottleneck
 
+    from mlic_fast.compute.precision import sums_for_products
+
     prefix = "entropy_bottleneck."
     quantiles = state_dict[f"{prefix}quantiles"].double()
     span = (quantiles[:, 0, 2] - quantiles[:, 0, 0]).max().item()
@@ -64,7 +66,8 @@ def _bottleneck_tables(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for table in BOTTLENECK_TABLES:
         own.pop(table.removeprefix(prefix), None)
     bottleneck.load_state_dict(own, strict=False)
-    bottleneck.update(force=True)
+    with sums_for_products(quantiles.device):
+        bottleneck.update(force=True)
     return {name: getattr(bottleneck, name.removeprefix(prefix)).detach().int().clone() for name in BOTTLENECK_TABLES}
 
 

@@ -10,6 +10,8 @@ from weakref import WeakKeyDictionary, ref
 
 from torch import Tensor, nn
 
+from mlic_fast.compute.private_torch import version_of
+
 Value = TypeVar("Value")
 
 
@@ -23,13 +25,12 @@ class _State:
 
     @classmethod
     def of(cls, tensor: Tensor) -> _State:
-        # inference tensors count no versions
-        return cls(ref(tensor), tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version)
+        return cls(ref(tensor), tensor.data_ptr(), version_of(tensor))
 
     def still_holds(self, tensor: Tensor) -> bool:
         if self.tensor() is not tensor or self.address != tensor.data_ptr():
             return False
-        return self.version == (-1 if tensor.is_inference() else tensor._version)
+        return self.version == version_of(tensor)
 
 
 def tensors_of(module: nn.Module) -> list[Tensor]:

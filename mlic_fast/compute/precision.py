@@ -14,13 +14,17 @@ so results are bit-equal to it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from mlic_fast.compute.private_torch import constant_when_compiled, convolution_without_tf32, fp32_precision_readers
 
 
 def no_autocast(device: torch.device) -> AbstractContextManager[Any]:
@@ -35,48 +39,50 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
-def _lowered(read: Callable[[], Any], full: Sequence[Any]) -> bool:
+# PyTorch's switches for float32 arithmetic, and the settings of each that leave it as it is. Those of single operations
+# are no bounds: on processors with AMX the switch for matrix products reaches small convolutions, which are computed as
+# such, and a release may draw the lines elsewhere. So any of them counts for every operation. Older releases lack some.
+_EVERYWHERE = [torch.get_float32_matmul_precision, *fp32_precision_readers(("generic", "all"))]
+_SWITCHES: dict[str, list[Callable[[], Any]]] = {
+    "cpu": [
+        *_EVERYWHERE,
+        *fp32_precision_readers(("mkldnn", "matmul"), ("mkldnn", "conv"), ("mkldnn", "rnn")),
+    ],
+    "cuda": [
+        *_EVERYWHERE,
+        *fp32_precision_readers(("cuda", "matmul")),
+        partial(getattr, torch.backends.cuda.matmul, "allow_tf32"),
+    ],
+}
+_FULL = frozenset(("highest", "none", "ieee", False))
+
+
+# PyTorch's compiler cannot trace the switches, so it takes them as they are when it compiles.
+@constant_when_compiled
+def is_lowered(device: torch.device) -> bool:
+    """Whether PyTorch may compute float32 products, or convolutions, on `device` in a shorter format.
+
+    Except cuDNN's convolutions, where the call itself says that it may not.
+    """
     try:
-        return read() not in full
-    except AttributeError:  # this PyTorch has no such switch
-        return False
+        for read in _SWITCHES.get(device.type, _EVERYWHERE):
+            if read() not in _FULL:
+                return True
     except RuntimeError:  # PyTorch refuses to tell when its old and new switches were mixed
         return True
-
-
-# PyTorch's compiler cannot trace the switches, so it takes them as they are when it compiles.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def matmul_is_lowered(device: torch.device) -> bool:
-    """Whether float32 matrix products on `device` may be computed in a shorter format."""
-    if _lowered(torch.get_float32_matmul_precision, ("highest",)):
-        return True
-    if device.type == "cpu":
-        return _lowered(lambda: torch.backends.mkldnn.matmul.fp32_precision, ("none", "ieee"))  # type: ignore[attr-defined]
-    return _lowered(lambda: torch.backends.cuda.matmul.allow_tf32, (False,))
-
-
-# PyTorch's compiler cannot trace the switches, so it takes them as they are when it compiles.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def convolution_is_lowered(device: torch.device) -> bool:
-    """Whether a float32 convolution on `device` may be shortened in spite of the call's own argument."""
-    if device.type != "cpu":
-        return False
-    return _lowered(lambda: torch.backends.mkldnn.conv.fp32_precision, ("none", "ieee")) or _lowered(  # type: ignore[attr-defined]
-        lambda: torch.backends.mkldnn.allow_tf32,  # type: ignore[attr-defined]
-        (None, False),
-    )
+    return False
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
     """Matrix product of float tensors [..., n, k] and [..., k, m], float32-class."""
-    if a.dtype == torch.float32 and matmul_is_lowered(a.device):
+    if a.dtype == torch.float32 and is_lowered(a.device):
         return torch.matmul(a.double(), b.double()).float()
     return torch.matmul(a, b)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x [..., in] times weight [out, in] transposed, plus bias [out]; float32-class."""
-    if x.dtype == torch.float32 and matmul_is_lowered(x.device):
+    if x.dtype == torch.float32 and is_lowered(x.device):
         return F.linear(x.double(), weight.double(), None if bias is None else bias.double()).float()
     return F.linear(x, weight, bias)
 
@@ -85,27 +91,31 @@ def conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int], groups: int = 1
 ) -> Tensor:
     """Zero-padded convolution of x [B, in, H, W] with weight [out, in / groups, k, k]; float32-class."""
-    if x.dtype == torch.float32 and convolution_is_lowered(x.device):
+    cudnn = torch.backends.cudnn
+    by_cudnn = x.device.type == "cuda" and cudnn.enabled and cudnn.is_available()  # type: ignore[no-untyped-call]
+    if x.dtype == torch.float32 and not by_cudnn and is_lowered(x.device):
         wide = None if bias is None else bias.double()
         return F.conv2d(x.double(), weight.double(), wide, stride, padding, 1, groups).float()
-    if x.device.type != "cuda":
+    if not by_cudnn:
         return F.conv2d(x, weight, bias, stride, padding, 1, groups)
-    cudnn = torch.backends.cudnn
-    return torch._convolution(
-        x,
-        weight,
-        bias,
-        stride,
-        padding,
-        [1, 1],
-        False,
-        [0, 0],
-        groups,
-        cudnn.benchmark,
-        cudnn.deterministic,
-        cudnn.enabled,
-        False,  # allow_tf32
-    )
+    return convolution_without_tf32(x, weight, bias, stride, padding, groups)
+
+
+class _Sums(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.matmul:
+            a, b = args
+            return (a.unsqueeze(-1) * b.unsqueeze(-3)).sum(dim=-2)
+        return func(*args, **(kwargs or {}))
+
+
+def sums_for_products(device: torch.device) -> AbstractContextManager[Any]:
+    """Context in which this thread's torch.matmul, in code that is not ours, adds up float32 products one by one.
+
+    Only where a switch might shorten it. For the tiny matrices that coding tables come from: their counts turn on the
+    last bit, which float64 would change.
+    """
+    return _Sums() if is_lowered(device) else nullcontext()
 
 
 class Conv2d(nn.Conv2d):

@@ -13,7 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mlic_fast.compute.precision import conv2d, convolution_is_lowered
+from mlic_fast.compute.precision import conv2d, is_lowered
+from mlic_fast.compute.private_torch import (
+    add_packed_convolution,
+    has_amx,
+    has_packed_convolutions,
+    packed_convolution,
+    packed_weight,
+)
 from mlic_fast.engine.gpu.layers import CudaConvolution
 from mlic_fast.engine.winograd_layers import WinogradConvolution, suits
 
@@ -61,7 +68,7 @@ def compile_convolution(
     if weight.device.type == "cuda":
         return CudaConvolution(weight, bias, stride, groups, dtype)
     compiled: Convolution
-    if weight.device.type == "cpu" and _has_packed_operators() and dtype in (torch.float32, torch.bfloat16):
+    if weight.device.type == "cpu" and has_packed_convolutions() and dtype in (torch.float32, torch.bfloat16):
         compiled = _PackedConvolution(weight, bias, stride, groups, dtype, exact)
     else:
         compiled = _PlainConvolution(weight, bias, stride, groups, dtype, exact)
@@ -151,36 +158,25 @@ class _PackedConvolution:
             height, width = (2, 2) if height * width < _FEW else _TYPICAL
         packed = self._packed.get((height, width))
         if packed is None:
-            packed = torch.ops.mkldnn._reorder_convolution_weight(
-                self._weight.to(self.dtype).contiguous(),
-                [self._pad] * 2,
-                [self.stride] * 2,
-                [1, 1],
-                self._groups,
-                [1, self._weight.shape[1] * self._groups, height, width],
-            )
+            size = 1, self._weight.shape[1] * self._groups, height, width
+            weight, padding = self._weight.to(self.dtype).contiguous(), [self._pad] * 2
+            packed = packed_weight(weight, padding, [self.stride] * 2, self._groups, size)
             if len(self._packed) >= _MOST_SIZES:
                 self._packed = {}  # anew, since another thread may be looking at the old ones
             self._packed[height, width] = packed
         return packed
 
     def __call__(self, x: Tensor, *, gelu: bool = False, pad_rows: bool = True) -> Tensor:
-        if self._plain is not None and convolution_is_lowered(x.device):
+        if self._plain is not None and is_lowered(x.device):
             return self._plain(x, gelu=gelu, pad_rows=pad_rows)
-        after, algorithm = ("gelu", "none") if gelu else ("none", "")
         stride, padding = [self.stride] * 2, [self._pad if pad_rows else 0, self._pad]
-        result: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            x, self._weight_for(x), self._bias, padding, stride, [1, 1], self._groups, after, [], algorithm
-        )
-        return result
+        return packed_convolution(x, self._weight_for(x), self._bias, padding, stride, self._groups, gelu=gelu)
 
     def add_to(self, out: Tensor, x: Tensor) -> Tensor:
-        if self._plain is not None and convolution_is_lowered(x.device):
+        if self._plain is not None and is_lowered(x.device):
             return self._plain.add_to(out, x)
         stride, padding = [self.stride] * 2, [self._pad] * 2
-        torch.ops.mkldnn._convolution_pointwise_(
-            out, x, self._weight_for(x), self._bias, padding, stride, [1, 1], self._groups, "add", 1.0, None, [], None
-        )
+        add_packed_convolution(out, x, self._weight_for(x), self._bias, padding, stride, self._groups)
         return out
 
 
@@ -212,16 +208,8 @@ def _convolve(
     return F.conv2d(x, weight, bias, stride, padding, 1, groups)
 
 
-def _has_packed_operators() -> bool:
-    """Whether this PyTorch has oneDNN and its operators for packed weights, which are no public interface."""
-    names = ("_convolution_pointwise", "_convolution_pointwise_", "_reorder_convolution_weight")
-    available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return available and all(hasattr(torch.ops.mkldnn, name) for name in names)
-
-
 def has_bfloat16_unit(device: torch.device) -> bool:
     """Whether the device has a matrix unit that multiplies bfloat16, and PyTorch uses it."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    probe = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return _has_packed_operators() and probe is not None and bool(probe())
+    return has_packed_convolutions() and has_amx()

@@ -7,10 +7,10 @@ drives one or the other: see `mlic_fast.passes`.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mlic_fast.checkerboard import Parity, keep, unpack
 from mlic_fast.contexts import Context, Source, inputs_of
@@ -21,10 +21,10 @@ from mlic_fast.passes import Walk
 class SliceNetworks(Protocol):
     """The networks on the way, a module for each slice; those of `CONTEXTS` are found by their names."""
 
-    entropy_parameters_anchor: nn.ModuleList
-    entropy_parameters_nonanchor: nn.ModuleList
-    lrp_anchor: nn.ModuleList
-    lrp_nonanchor: nn.ModuleList
+    entropy_parameters_anchor: Any  # lists of mlic_fast.nn.entropy_parameters.EntropyParameters
+    entropy_parameters_nonanchor: Any
+    lrp_anchor: Any  # lists of mlic_fast.nn.residual_prediction.LatentResidualPrediction
+    lrp_nonanchor: Any
 
 
 def walk(networks: SliceNetworks, hyper: Tensor) -> Walk:

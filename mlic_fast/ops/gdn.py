@@ -12,6 +12,7 @@ from mlic_fast.compute import backend
 from mlic_fast.compute.precision import no_autocast
 from mlic_fast.errors import BackendError, DeviceError
 from mlic_fast.kernels import gdn as kernels
+from mlic_fast.ops.operators import operator
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _COMPILED_BACKWARD = (torch.float32, torch.bfloat16)
@@ -84,7 +85,7 @@ def _plain(x: Tensor, beta: Tensor, gamma: Tensor, residual: Tensor | None, inve
     return result
 
 
-@torch.library.custom_op("mlic_fast::gdn", mutates_args=())
+@operator("gdn")
 def _gdn(x: Tensor, beta: Tensor, gamma: Tensor, residual: Tensor | None, inverse: bool) -> Tensor:
     x = _dense(x)
     residual = None if residual is None else _dense(residual)
@@ -101,7 +102,7 @@ def _gdn(x: Tensor, beta: Tensor, gamma: Tensor, residual: Tensor | None, invers
     return y
 
 
-@torch.library.custom_op("mlic_fast::gdn_", mutates_args=("x",))
+@operator("gdn_", mutates=("x",))
 def _gdn_in_place(x: Tensor, beta: Tensor, gamma: Tensor, residual: Tensor | None, inverse: bool) -> None:
     dense = x.is_contiguous(memory_format=_format(x))
     if dense and x.dtype == torch.float32 and backend.choose(x) == "cpu":
@@ -142,7 +143,7 @@ def _(x: Tensor, beta: Tensor, gamma: Tensor, residual: Tensor | None, inverse: 
     return _empty_like(x)
 
 
-@torch.library.custom_op("mlic_fast::gdn_backward", mutates_args=())
+@operator("gdn_backward")
 def _gdn_backward(grad: Tensor, x: Tensor, beta: Tensor, gamma: Tensor, inverse: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, in its dtype and layout, and of beta and gamma, contiguous."""
     grad, x = _dense(grad), _dense(x)

@@ -19,6 +19,7 @@ from mlic_fast.compute.backend import choose
 from mlic_fast.errors import BackendError, ConfigError, DeviceError
 from mlic_fast.kernels import linear_attention as kernels
 from mlic_fast.kernels.linear_attention_backward import backward
+from mlic_fast.ops.operators import operator
 
 
 def linear_attention(queries: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
@@ -82,7 +83,7 @@ def _check_kernel_dtype(name: str, x: Tensor) -> None:
         raise BackendError(f"{name}: Triton's kernels take float32, not {x.dtype}; use backend torch for it")
 
 
-@torch.library.custom_op("mlic_fast::linear_attention", mutates_args=())
+@operator("linear_attention")
 def _linear_attention(
     queries: Tensor, keys: Tensor, values: Tensor, heads: int, checkerboard: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -100,7 +101,7 @@ def _(queries: Tensor, keys: Tensor, values: Tensor, heads: int, checkerboard: b
     )
 
 
-@torch.library.custom_op("mlic_fast::linear_attention_backward", mutates_args=())
+@operator("linear_attention_backward")
 def _linear_attention_backward(
     grad: Tensor,
     queries: Tensor,

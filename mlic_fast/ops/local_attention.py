@@ -17,6 +17,7 @@ from mlic_fast.errors import BackendError, ConfigError
 from mlic_fast.kernels import local_attention as kernels
 from mlic_fast.kernels.local_attention import AREA, HEADS, local_attention_ref
 from mlic_fast.kernels.local_attention_backward import local_attention_rows_backward
+from mlic_fast.ops.operators import operator
 
 # Floats that the backward pass keeps of the windows of a block of rows or pictures, in each of two tensors (8 MiB).
 BLOCK_FLOATS = 2**21
@@ -102,7 +103,7 @@ def _check(qkv: Tensor, table: Tensor, fusion: Tensor, fusion_bias: Tensor, proj
             )
 
 
-@torch.library.custom_op("mlic_fast::local_attention", mutates_args=())
+@operator("local_attention")
 def _local_attention(
     qkv: Tensor,
     position_table: Tensor,
@@ -156,7 +157,7 @@ def _(
     return _empty_output(qkv)
 
 
-@torch.library.custom_op("mlic_fast::local_attention_backward", mutates_args=())
+@operator("local_attention_backward")
 def _local_attention_backward(
     grad: Tensor,
     qkv: Tensor,

@@ -10,6 +10,7 @@ from mlic_fast.checkerboard import Parity
 from mlic_fast.compute import backend
 from mlic_fast.errors import BackendError, CodingError, ConfigError, DeviceError
 from mlic_fast.kernels import residual as kernels
+from mlic_fast.ops.operators import operator
 
 
 def add_residual(values: Tensor, logits: Tensor, parity: Parity) -> None:
@@ -59,7 +60,7 @@ def _checked(values: Tensor, logits: Tensor) -> backend.Backend:
     return chosen
 
 
-@torch.library.custom_op("mlic_fast::add_residual", mutates_args=("values",))
+@operator("add_residual", mutates=("values",))
 def _add_residual(values: Tensor, logits: Tensor, first: int, chosen: str) -> None:
     if chosen == "triton":
         kernels.add_residual(values, logits, first)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mlic_fast.compute import backend
 from mlic_fast.ops.conv_of_gelu import conv3x3_of_gelu
+from mlic_fast.ops.operators import operator
 
 CHANNELS = 16  # widths are multiples of it
 COEFFICIENTS = 16
@@ -95,7 +96,7 @@ def convolve(
     return y
 
 
-@torch.library.custom_op("mlic_fast::winograd_conv3x3", mutates_args=("y",))
+@operator("winograd_conv3x3", mutates=("y",))
 def _winograd_conv3x3(
     pieces: Sequence[Tensor],
     coefficients: Tensor,
@@ -129,7 +130,7 @@ def _(*_: Any) -> None:
     return None
 
 
-@torch.library.custom_op("mlic_fast::conv3x3", mutates_args=())
+@operator("conv3x3")
 def _conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
     return convolve([F.gelu(x) if gelu else x], coefficients_of(weight), bias)
 
@@ -139,7 +140,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
     return _empty(x, weight.shape[0])
 
 
-@torch.library.custom_op("mlic_fast::conv3x3_backward", mutates_args=())
+@operator("conv3x3_backward")
 def _conv3x3_backward(
     grad: Tensor, x: Tensor, weight: Tensor, gelu: bool, needs_x: bool
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
+from mlic_fast.compute.private_torch import copy_each_, lerp_each_
 from mlic_fast.errors import RecipeError
 from mlic_fast.train.recipe import Recipe
 
@@ -150,7 +151,7 @@ class MovingAverage:
         """Take the parameters as they are into the average."""
         self.steps += 1
         decay = min(self._decay, (1 + self.steps) / (10 + self.steps))
-        torch._foreach_lerp_(self.values, [parameter.detach() for parameter in self._parameters], 1 - decay)
+        lerp_each_(self.values, [parameter.detach() for parameter in self._parameters], 1 - decay)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -164,4 +165,4 @@ class MovingAverage:
 
     @torch.no_grad()
     def _write(self, values: list[Tensor]) -> None:
-        torch._foreach_copy_([parameter.detach() for parameter in self._parameters], values)
+        copy_each_([parameter.detach() for parameter in self._parameters], values)

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
+from mlic_fast.compute.private_torch import end_allocation_to
 from mlic_fast.errors import DeviceError
 
 Parts = Iterator[None]
@@ -147,8 +148,7 @@ def _capture(parts: Parts, pool: Any) -> Any:
             # the pool, without which its allocator would go on as if recording were under way.
             with suppress(RuntimeError):
                 graph.capture_end()  # type: ignore[no-untyped-call]
-            with suppress(RuntimeError, AttributeError):
-                torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+            end_allocation_to(pool)
         raise
     return graph
 
