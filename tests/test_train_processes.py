@@ -111,6 +111,23 @@ def test_two_processes(data: Path, recipe: Path, uninterrupted: Path, tmp_path: 
     mlic_fast.load(run / "best.pth.tar")
 
 
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="PyTorch without gloo")
+def test_two_processes_over_a_range(data: Path, tmp_path: Path) -> None:
+    """Samples have the λ and steps that they would have in one process; each validates its part at five rates."""
+    settings = SHORT | {"lambda": [0.0018, 0.0483], "steps": 3, "validation_images": 2}
+    train(data, tmp_path / "one", settings, device="cpu")
+    (tmp_path / "recipe.json").write_text(json.dumps(settings))
+    started = ["--standalone", "--nproc-per-node", "2", "-m", "mlic_fast.train"]
+    options = ["--recipe", tmp_path / "recipe.json", "--device", "cpu", "--threads", "1"]
+    process = program(*started, data, "-o", tmp_path / "two", *options, start="-m torch.distributed.run")
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    found, alone = (rows(tmp_path / run / "validation.csv") for run in ("two", "one"))
+    assert [row["images"] for row in found] == ["2"] * 5
+    assert [float(row["bpp"]) for row in found] == pytest.approx([float(row["bpp"]) for row in alone], rel=0.01)
+
+
 def test_help() -> None:
     process = program("--help")
     output, _ = process.communicate(timeout=100)
