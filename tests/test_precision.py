@@ -15,7 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mlic_fast import MLICPlusPlus, load
 from mlic_fast.compute import precision
-from mlic_fast.engine import Engine, Options, PackedWriter
+from mlic_fast.compute.backend import plain_path
+from mlic_fast.engine import Engine, Options
+from mlic_fast.entropy.coders import Writer, code
 from mlic_fast.entropy.factorized import decode_hyper_latent
 from mlic_fast.entropy.range_coder import Encoder
 from mlic_fast.entropy.tables import coding_tables
@@ -119,8 +121,9 @@ def decoded_z(small_model: Any, golden: Callable[[str], Any]) -> torch.Tensor:
 def test_no_switch_reaches_the_plain_walk(
     small_model: Any, decoded_z: torch.Tensor, symbols: Any, given_symbols: Any, name: str
 ) -> None:
-    _, reference = given_symbols(small_model, decoded_z, symbols)
-    with switched(name), ObedientHardware() as hardware:
+    with plain_path():
+        _, reference = given_symbols(small_model, decoded_z, symbols)
+    with plain_path(), switched(name), ObedientHardware() as hardware:
         ones = torch.full((2, 2), 1.001)
         assert not torch.allclose(ones @ ones, torch.full((2, 2), 2 * 1.001**2), rtol=1e-4)  # it does obey
         hardware.shortened = 0
@@ -136,7 +139,9 @@ def test_no_switch_reaches_the_engines_walk(small_model: Any, decoded_z: torch.T
 
     def coded() -> bytes:
         encoder = Encoder(coding_tables(small_model.gaussian_conditional))
-        engine.walk(decoded_z, y, PackedWriter(encoder, small_model.gaussian_conditional, None))
+        writer = Writer(encoder, small_model.gaussian_conditional, y, small_model.slice_num)
+        with torch.no_grad():
+            code(engine.walk(decoded_z), writer)
         return encoder.finish()
 
     expected = coded()

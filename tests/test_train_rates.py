@@ -22,6 +22,7 @@ from mlic_fast.cli.main import build_parser, main
 from mlic_fast.entropy.estimator import Estimator
 from mlic_fast.errors import RecipeError
 from mlic_fast.train.distributed import Processes
+from mlic_fast.train.layers import install
 from mlic_fast.train.loop import train
 from mlic_fast.train.losses import ranged_rate_distortion, rate_distortion
 from mlic_fast.train.noise import uniform_noise
@@ -233,6 +234,7 @@ def test_single_lambda_is_plain_training(model: MLICPlusPlus) -> None:
     twin = MLICPlusPlus(model.config)
     twin.load_state_dict(model.state_dict())
     trainee = Trainee(model, recipe, Processes(0, 1, CPU))
+    install(twin)
     optimizers = make_optimizers(twin.train(), recipe)
     main_parameters, auxiliary = parameters(twin)
     for number in range(4):

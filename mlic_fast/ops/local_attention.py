@@ -71,8 +71,9 @@ def local_attention_map(
     parameters = (position_table, fusion_weight, fusion_bias, proj_weight, proj_bias)
     if backend.choose(qkv) == "torch":
         return kernels.local_attention_full(qkv, *parameters, mask)
-    packed = local_attention(qkv, *parameters).permute(0, 3, 1, 2)
-    return unpack(packed, Parity.NONANCHOR).flatten(2).transpose(1, 2)
+    packed = local_attention(qkv, *parameters)  # [B, h, w/2, 2C]
+    full = unpack(packed.permute(0, 3, 1, 2), Parity.NONANCHOR)
+    return full.permute(0, 2, 3, 1).flatten(1, 2).contiguous()
 
 
 def shared_mask(x: Tensor) -> Tensor | None:
