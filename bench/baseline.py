@@ -13,10 +13,10 @@ import torch
 from compressai import ans
 from torch import Tensor
 
-from mlic_fast.checkerboard import Parity, pack, unpack
 from mlic_fast.compute.backend import plain_path
+from mlic_fast.entropy.coders import code
 from mlic_fast.model import MLICPlusPlus
-from mlic_fast.nn.slices import walk
+from mlic_fast.passes import passes
 
 
 @torch.inference_mode()
@@ -24,13 +24,12 @@ def compress(model: MLICPlusPlus, x: Tensor) -> dict[str, Any]:
     """x [B, 3, H, W] → {"strings": [[y string], [z string of each item]], "shape": z's height and width}."""
     with plain_path():
         bottleneck: Any = model.entropy_bottleneck
-        y = model.g_a(x)
-        z = model.h_a(y)
+        y, z = model.analyse(x)
         z_strings = bottleneck.compress(z)
         z_hat = bottleneck.decompress(z_strings, z.shape[-2:])
-        passes = _Writer(model.gaussian_conditional)
-        walk(model, model.h_s(z_hat), y, passes)
-        return {"strings": [[passes.string()], z_strings], "shape": z.shape[-2:]}
+        writer = _Writer(model.gaussian_conditional, y, model.slice_num)
+        code(model.walk(z_hat), writer)
+        return {"strings": [[writer.string()], z_strings], "shape": z.shape[-2:]}
 
 
 @torch.inference_mode()
@@ -39,9 +38,7 @@ def decompress(model: MLICPlusPlus, strings: Sequence[Sequence[bytes]], shape: S
     with plain_path():
         bottleneck: Any = model.entropy_bottleneck
         z_hat = bottleneck.decompress(strings[1], shape)
-        y_hat = walk(model, model.h_s(z_hat), None, _Reader(model.gaussian_conditional, strings[0][0]))
-        x_hat: Tensor = model.g_s(y_hat)
-        return x_hat
+        return model.synthesise(code(model.walk(z_hat), _Reader(model.gaussian_conditional, strings[0][0])))
 
 
 def _lists(gaussian: Any) -> tuple[list[list[int]], list[int], list[int]]:
@@ -52,19 +49,19 @@ def _lists(gaussian: Any) -> tuple[list[list[int]], list[int], list[int]]:
 class _Writer:
     """Collects symbols and indexes of all passes; the coder codes them backwards, at the end."""
 
-    def __init__(self, gaussian: Any) -> None:
+    def __init__(self, gaussian: Any, y: Tensor, slice_num: int) -> None:
         self._gaussian = gaussian
+        self._y = passes(y, slice_num)
         self._symbols: list[int] = []
         self._indexes: list[int] = []
 
-    def __call__(self, parity: Parity, y: Tensor | None, scales: Tensor, means: Tensor) -> Tensor:
-        assert y is not None
-        indexes = self._gaussian.build_indexes(pack(scales, parity))
-        packed_means = pack(means, parity)
-        symbols = self._gaussian.quantize(pack(y, parity), "symbols", packed_means)
+    def begin(self, scales: Tensor) -> None:
+        self._indexes.extend(self._gaussian.build_indexes(scales).flatten().tolist())
+
+    def finish(self, means: Tensor) -> Tensor:
+        symbols: Tensor = self._gaussian.quantize(next(self._y), "symbols", means)
         self._symbols.extend(symbols.flatten().tolist())
-        self._indexes.extend(indexes.flatten().tolist())
-        return unpack(symbols + packed_means, parity)
+        return symbols + means
 
     def string(self) -> bytes:
         encoder = ans.BufferedRansEncoder()
@@ -80,10 +77,11 @@ class _Reader:
         self._gaussian, self._tables = gaussian, _lists(gaussian)
         self._decoder = ans.RansDecoder()
         self._decoder.set_stream(string)
+        self._symbols: list[int] = []  # of the pass that was begun
 
-    def __call__(self, parity: Parity, y: Tensor | None, scales: Tensor, means: Tensor) -> Tensor:
-        indexes = self._gaussian.build_indexes(pack(scales, parity))
-        packed_means = pack(means, parity)
-        symbols = self._decoder.decode_stream(indexes.flatten().tolist(), *self._tables)
-        values = torch.tensor(symbols, device=means.device).reshape(packed_means.shape) + packed_means
-        return unpack(values, parity)
+    def begin(self, scales: Tensor) -> None:
+        indexes = self._gaussian.build_indexes(scales)
+        self._symbols = self._decoder.decode_stream(indexes.flatten().tolist(), *self._tables)
+
+    def finish(self, means: Tensor) -> Tensor:
+        return torch.tensor(self._symbols, device=means.device).reshape(means.shape) + means

@@ -14,12 +14,12 @@ from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
 
-from mlic_fast import registry
+from mlic_fast import coding, registry
 from mlic_fast.checkpoint.labels import stem
 from mlic_fast.codec import open_model
 from mlic_fast.engine import Options
 from mlic_fast.evaluate.metrics import psnr
-from mlic_fast.model import MLICPlusPlus
+from mlic_fast.nn.network import Network
 from mlic_fast.pictures.folder import find_pictures
 from mlic_fast.pictures.image import Picture, open_image, pad_to_64, to_pixels, to_tensor
 
@@ -59,15 +59,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             show(title, [tuple(pick(column) for column in zip(*values, strict=True)) for values in found.values()])
 
 
-def measure(model: MLICPlusPlus, picture: Picture, engine: Options | None) -> Result:
+def measure(model: Network, picture: Picture, engine: Options | None) -> Result:
     """A picture coded and decoded by the engine, or on the plain path where there is none."""
     if engine is not None:
         model.engine_options = engine
-    coded = model.compress(pad_to_64(to_tensor(picture), "fade"), exact=engine is None)
-    x_hat = model.decompress(coded["strings"], coded["shape"], exact=engine is None)["x_hat"]
+    x = pad_to_64(to_tensor(picture), "fade")
+    coded = coding.compress(model, x, exact=engine is None)
+    x_hat = coding.decompress(model, coded, (x.shape[2] // 64, x.shape[3] // 64), exact=engine is None)
     decoded = to_pixels(x_hat[..., : picture.height, : picture.width], picture.mode)
-    size = sum(len(string) for part in coded["strings"] for string in part)
-    return Result(size, psnr(picture.pixels, decoded))
+    return Result(len(coded.y) + sum(map(len, coded.z)), psnr(picture.pixels, decoded))
 
 
 def show(title: str, differences: Sequence[tuple[float, ...]]) -> None:

@@ -32,34 +32,33 @@ os.environ.setdefault("TRITON_INTERPRET", "1")  # must be set before Triton is i
 import numpy as np
 import torch
 from full_size import full_size_model
-from mlic_fast.entropy.coding_steps import Reader, Writer
-from mlic_fast.nn.slices import walk
 from rows import RESULTS, commit, machine
 from torch import Tensor
 
 from mlic_fast import MlicError
-from mlic_fast.checkerboard import Parity
 from mlic_fast.codec import open_model
 from mlic_fast.compute.backend import plain_path, use_backend
-from mlic_fast.engine import PackedReader, PackedWriter, engine_for
+from mlic_fast.engine import engine_for
+from mlic_fast.entropy.coders import Coder, Reader, Writer, code
 from mlic_fast.entropy.factorized import encode_hyper_latent
 from mlic_fast.entropy.moved_boundaries import GuardReader, GuardWriter, share
 from mlic_fast.entropy.range_coder import Decoder, Encoder
 from mlic_fast.entropy.tables import coding_tables
 from mlic_fast.evaluate.calibration import in_float64, on_threads, pictures, without_onednn
-from mlic_fast.model import MLICPlusPlus
+from mlic_fast.nn.network import Network
+from mlic_fast.nn.walk import walk
+from mlic_fast.passes import Walk
 from mlic_fast.pictures.image import open_image, pad_to_64, to_tensor
 
 NOISE = 1e-5  # relative, in every mean and decoded latent
 SMALL = 64 * 64  # pixels, for what is interpreted
 
 Deltas = float | Tensor
-CodePass = Callable[[Parity, "Tensor | None", Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way to compute: what to enter, and what to do to the model, the hyper-parameters and the passes."""
+    """One way to compute: what to enter, and what to do to the model, the hyper-parameters and the coder."""
 
     name: str
     enter: Callable[[], AbstractContextManager[None]]
@@ -75,7 +74,7 @@ class Sample:
     """A picture as the entropy path gets it."""
 
     name: str
-    model: MLICPlusPlus
+    model: Network
     y: Tensor
     z_hat: Tensor
     pixels: int
@@ -96,20 +95,24 @@ WAYS = (
 
 
 class _Noise:
-    """Wraps a pass: noise of up to δ/2 in every log-scale, of NOISE relative in every mean and decoded value."""
+    """Wraps a coder: noise of up to δ/2 in every log-scale, of NOISE relative in every mean and decoded value."""
 
-    def __init__(self, code: CodePass, model: MLICPlusPlus, deltas: Deltas, seed: int) -> None:
-        self._code, self._passes = code, 0
+    def __init__(self, coder: Coder, model: Network, deltas: Deltas, seed: int) -> None:
+        self._coder, self._passes = coder, 0
         self._deltas = torch.as_tensor(deltas, dtype=torch.float64)
         self._generator = torch.Generator().manual_seed(seed)
         self._first = float(np.log(float(model.gaussian_conditional.get_buffer("scale_table")[0])))
 
-    def __call__(self, parity: Parity, y: Tensor | None, scales: Tensor, means: Tensor) -> Tensor:
+    def begin(self, scales: Tensor) -> None:
         logs = scales.double().clamp_min(1e-300).log()
         delta = self._deltas[self._passes].view(1, -1, 1, 1) if self._deltas.dim() else self._deltas
         self._passes += 1
-        scales = (scales.double() * (self._uniform(scales) * delta / 2 * share(logs, self._first)).exp()).float()
-        values = self._code(parity, y, scales, means * (1 + NOISE * self._uniform(means)).float())
+        self._coder.begin(
+            (scales.double() * (self._uniform(scales) * delta / 2 * share(logs, self._first)).exp()).float()
+        )
+
+    def finish(self, means: Tensor) -> Tensor:
+        values = self._coder.finish(means * (1 + NOISE * self._uniform(means)).float())
         return values * (1 + NOISE * self._uniform(values)).float()
 
     def _uniform(self, like: Tensor) -> Tensor:
@@ -137,58 +140,54 @@ class Models:
     """The variants of a model that ways need, made once."""
 
     def __init__(self) -> None:
-        self._made: dict[tuple[int, str], MLICPlusPlus] = {}
+        self._made: dict[tuple[int, str], Network] = {}
 
-    def of(self, model: MLICPlusPlus, way: Way) -> MLICPlusPlus:
+    def of(self, model: Network, way: Way) -> Network:
         if way.float64:
             return self._made.setdefault((id(model), "float64"), in_float64(model))
         return model
 
 
-def write(
-    model: MLICPlusPlus, sample: Sample, way: Way, deltas: Deltas | None
-) -> tuple[bytes, bytes | None, list[Any]]:
+def write(model: Network, sample: Sample, way: Way, deltas: Deltas | None) -> tuple[bytes, bytes | None, list[Any]]:
     """y string, guard and symbols of a picture, written in one way."""
-    encoder = Encoder(coding_tables(model.gaussian_conditional))
+    gaussian: Any = model.gaussian_conditional
+    encoder = Encoder(coding_tables(gaussian))
     seen = _SeenSymbols(encoder)
-    gaussian = model.gaussian_conditional
-    guard = None if deltas is None else GuardWriter(gaussian.get_buffer("scale_table").float(), deltas)
-    code: Any = (PackedWriter if way.engine else Writer)(seen, gaussian, guard)  # type: ignore[arg-type]
-    _walk(model, sample, way, sample.y, code, deltas, 1)
+    guard = None if deltas is None else GuardWriter(gaussian.scale_table.float(), deltas)
+    y = sample.y.to(next(model.parameters()))
+    writer: Coder = Writer(seen, gaussian, y, model.slice_num, guard)  # type: ignore[arg-type]
+    if way.noise:
+        writer = _Noise(writer, model, model.guard_deltas if deltas is None else deltas, seed=1)
+    code(_walk(model, sample, way), writer)
     return encoder.finish(), None if guard is None else guard.finish(), seen.symbols
 
 
-def read(model: MLICPlusPlus, sample: Sample, way: Way, string: bytes, data: bytes | None, deltas: Deltas) -> list[Any]:
+def read(model: Network, sample: Sample, way: Way, string: bytes, data: bytes | None, deltas: Deltas) -> list[Any]:
     """Symbols of a y string, read in one way. Raises MlicError."""
-    decoder = Decoder(coding_tables(model.gaussian_conditional), string)
+    gaussian: Any = model.gaussian_conditional
+    decoder = Decoder(coding_tables(gaussian), string)
     seen = _SeenSymbols(decoder)
-    gaussian = model.gaussian_conditional
-    guard = None if data is None else GuardReader(gaussian.get_buffer("scale_table").float(), data)
-    code: Any = (PackedReader if way.engine else Reader)(seen, gaussian, guard)  # type: ignore[arg-type]
-    _walk(model, sample, way, None, code, deltas, 2)
+    guard = None if data is None else GuardReader(gaussian.scale_table.float(), data)
+    reader: Coder = Reader(seen, gaussian, guard)  # type: ignore[arg-type]
+    if way.noise:
+        reader = _Noise(reader, model, deltas, seed=2)
+    code(_walk(model, sample, way), reader)
     decoder.finish()
     if guard is not None:
         guard.finish()
     return seen.symbols
 
 
-def _walk(
-    model: MLICPlusPlus, sample: Sample, way: Way, y: Tensor | None, code: Any, deltas: Deltas | None, seed: int
-) -> None:
-    kind = next(model.parameters()).dtype
-    z_hat = sample.z_hat.to(kind)
-    y = None if y is None else y.to(kind)
-    if way.channels_last:
-        z_hat = z_hat.contiguous(memory_format=torch.channels_last)
+def _walk(model: Network, sample: Sample, way: Way) -> Walk:
+    z_hat = sample.z_hat.to(next(model.parameters()))
     if way.engine:
         engine = engine_for(model)
         assert engine is not None, "the engine is off"
-        engine.walk(z_hat, y, code)
-        return
-    if way.noise:
-        code = _Noise(code, model, deltas if deltas is not None else model.guard_deltas, seed)
-    hyper = model.h_s(z_hat)
-    walk(model, hyper.contiguous(memory_format=torch.channels_last) if way.channels_last else hyper, y, code)
+        return engine.walk(z_hat)
+    if way.channels_last:
+        layout = torch.channels_last
+        return walk(model, model.h_s(z_hat.contiguous(memory_format=layout)).contiguous(memory_format=layout))
+    return model.walk(z_hat)
 
 
 def samples(folder: Path, quick: bool) -> Iterator[Callable[[], Sample]]:
@@ -211,10 +210,10 @@ def samples(folder: Path, quick: bool) -> Iterator[Callable[[], Sample]]:
         yield partial(_sample, f"{name}, 129×70", small, pixels)
 
 
-def _sample(name: str, model: MLICPlusPlus, pixels: Any) -> Sample:
+def _sample(name: str, model: Network, pixels: Any) -> Sample:
     x = pad_to_64(to_tensor(open_image(pixels)), "fade")
-    y = model.g_a(x)
-    z_hat = encode_hyper_latent(model.entropy, model.h_a(y))[1]
+    y, z = model.analyse(x)
+    z_hat = encode_hyper_latent(model.entropy, z)[1]
     return Sample(name, model, y, z_hat, pixels.shape[0] * pixels.shape[1])
 
 
@@ -296,7 +295,7 @@ def main() -> None:
 
 
 def _outcome(
-    model: MLICPlusPlus, sample: Sample, reader: Way, written: tuple[bytes, bytes | None, list[Any]], deltas: Deltas
+    model: Network, sample: Sample, reader: Way, written: tuple[bytes, bytes | None, list[Any]], deltas: Deltas
 ) -> str | None:
     string, data, symbols = written
     try:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ from mlic_fast.entropy.coders import Coded as Coded
 from mlic_fast.entropy.coders import Reader, Writer, code
 from mlic_fast.entropy.factorized import decode_hyper_latent, encode_hyper_latent
 from mlic_fast.entropy.moved_boundaries import GuardReader, GuardWriter
-from mlic_fast.entropy.range_coder import Decoder, Encoder
+from mlic_fast.entropy.range_coder import RangeCoder as RangeCoder
 from mlic_fast.entropy.tables import coding_tables, forget_tables
 from mlic_fast.errors import BackendError, BitstreamError, GuardError
 from mlic_fast.nn.network import Network
@@ -52,13 +52,6 @@ class Way(Protocol):
     def synthesise(self, y_hat: Tensor) -> Tensor:
         """ŷ → x̂ [B, 3, H, W], not clamped."""
         ...
-
-
-class RangeCoder(NamedTuple):
-    """What symbols are coded with: classes with the interface of mlic_fast.entropy.range_coder's."""
-
-    encoder: Callable[..., Any] = Encoder
-    decoder: Callable[..., Any] = Decoder
 
 
 def is_exact(exact: bool | None) -> bool:
@@ -94,7 +87,7 @@ def compress(
     with plain_path() if is_exact(exact) and not is_named() else nullcontext():
         engine = engine_for(network, network.engine_options)
         if engine is not None and x.device.type == "cuda":
-            return programs.compress(engine, network.entropy, x, deltas)
+            return programs.compress(engine, network.entropy, x, deltas, coder=coder)
         way: Way = network if engine is None else engine
         entropy = network.entropy
         guard = None if deltas is None else GuardWriter(entropy.gaussian.scale_table, deltas)
@@ -127,7 +120,7 @@ def decompress(
     def read(engine: Engine | None) -> Tensor:
         entropy = network.entropy
         if engine is not None and device.type == "cuda":
-            return programs.decompress(engine, entropy, coded.y, coded.z, z_shape, coded.guard)
+            return programs.decompress(engine, entropy, coded.y, coded.z, z_shape, coded.guard, coder=coder)
         way: Way = network if engine is None else engine
         with no_autocast(device):
             z_hat = decode_hyper_latent(entropy, coded.z, z_shape)

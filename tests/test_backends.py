@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mlic_fast.entropy.coding_steps import Estimator
-from mlic_fast.nn.slices import walk
 
 from mlic_fast import MLICPlusPlus, ModelConfig
 from mlic_fast.checkerboard import Parity, keep
 from mlic_fast.compute import backend
+from mlic_fast.entropy.coders import code
+from mlic_fast.entropy.estimator import Estimator
 from mlic_fast.entropy.factorized import decode_hyper_latent
 from mlic_fast.errors import BackendError, BitstreamError
-from mlic_fast.nn import local_context
+from mlic_fast.ops import local_attention
 
 Golden = Callable[[str], dict[str, np.ndarray]]
 ROWS = [
@@ -120,18 +120,19 @@ def test_one_backend_reads_what_another_wrote(
     assert (x_hat - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
+def _spoil_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the kernels of the local context compute something else; the plain path takes none."""
+    right = local_attention.local_attention
+    monkeypatch.setattr(local_attention, "local_attention", lambda *arguments: right(*arguments) * 1.01)
+
+
 def test_a_stream_that_kernels_cannot_follow_is_read_on_the_plain_path(
     small_model: Any, test_image: Callable[..., torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with backend.use_backend("torch"):
         coded = small_model.compress(test_image(128, 128, 41))
         expected = small_model.decompress(coded["strings"], coded["shape"])["x_hat"]
-    right = local_context.local_attention
-
-    def wrong(*arguments: Any) -> torch.Tensor:
-        return right(*arguments) * 1.01
-
-    monkeypatch.setattr(local_context, "local_attention", wrong)
+    _spoil_kernels(monkeypatch)
     with backend.use_backend("cpu"):
         x_hat = small_model.decompress(coded["strings"], coded["shape"])["x_hat"]
         assert (x_hat - expected).abs().max() < 1e-5 * expected.abs().max()
@@ -158,7 +159,7 @@ def test_repetition_changes_no_bit(small_model: Any, test_image: Callable[..., t
     assert torch.equal(*pictures)
 
 
-def test_strings_are_the_plain_path_s_unless_told_otherwise(
+def test_exact_strings_are_the_plain_path_s(
     small_model: Any, test_image: Callable[..., torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x = test_image(128, 128, 44)
@@ -166,29 +167,34 @@ def test_strings_are_the_plain_path_s_unless_told_otherwise(
         expected = small_model.compress(x)["strings"]
         x_hat = small_model.decompress(expected, (2, 2))["x_hat"]
     taken: list[str] = []
-    choose = local_context.backend.choose
+    choose = backend.choose
 
     def spy(tensor: torch.Tensor) -> Any:
         taken.append(choose(tensor))
         return taken[-1]
 
-    monkeypatch.setattr(local_context.backend, "choose", spy)
-    assert small_model.compress(x)["strings"] == expected
-    assert torch.equal(small_model.decompress(expected, (2, 2))["x_hat"], x_hat)
-    assert set(taken) == {"torch"}
+    monkeypatch.setattr(backend, "choose", spy)
+    small_model.compress(x)
+    assert set(taken) == {choose(x)}
+    for exact, variable in ((True, "0"), (None, "1")):
+        taken.clear()
+        monkeypatch.setenv("MLIC_FAST_EXACT", variable)
+        assert small_model.compress(x, exact=exact)["strings"] == expected
+        assert torch.equal(small_model.decompress(expected, (2, 2), exact=exact)["x_hat"], x_hat)
+        assert set(taken) == {"torch"}
     taken.clear()
     small_model.compress(x, exact=False)
-    assert set(taken) == {backend.choose(x)}
+    assert set(taken) == {choose(x)}
 
 
-def test_strings_of_kernels_are_read_by_the_default(
-    small_model: Any, test_image: Callable[..., torch.Tensor], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("exact", [None, True])
+def test_strings_of_kernels_are_read_whatever_is_expected(
+    small_model: Any, test_image: Callable[..., torch.Tensor], monkeypatch: pytest.MonkeyPatch, exact: bool | None
 ) -> None:
-    right = local_context.local_attention
-    monkeypatch.setattr(local_context, "local_attention", lambda *arguments: right(*arguments) * 1.01)
+    _spoil_kernels(monkeypatch)
     coded = small_model.compress(test_image(128, 128, 45), exact=False)
     # the plain path cannot follow these, the kernels can
-    assert torch.isfinite(small_model.decompress(coded["strings"], coded["shape"])["x_hat"]).all()
+    assert torch.isfinite(small_model.decompress(coded["strings"], coded["shape"], exact=exact)["x_hat"]).all()
     with backend.use_backend("torch"), pytest.raises(BitstreamError):
         small_model.decompress(coded["strings"], coded["shape"])
 
@@ -201,9 +207,9 @@ def test_transforms_and_walk_compile_as_one_graph(on_backend: str, test_image: C
     x, z_hat = test_image(64, 64, 43).to(device), torch.randn(1, 16, 1, 1).to(device)
 
     def through(x: torch.Tensor, z_hat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        estimator = Estimator(model.gaussian_conditional)
-        y_hat = walk(model, model.h_s(z_hat), model.g_a(x), estimator)
-        return model.g_s(y_hat), estimator.likelihoods()
+        estimator = Estimator(model.gaussian_conditional, model.analyse(x)[0], model.slice_num)
+        y_hat = code(model.walk(z_hat), estimator)
+        return model.synthesise(y_hat), estimator.likelihoods()
 
     torch.compiler.reset()
     compiled = torch.compile(through, fullgraph=True, backend="aot_eager")

@@ -15,8 +15,8 @@ Errors: CodingError for symbols, indexes or tables that cannot be coded, Bitstre
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -170,6 +170,13 @@ class Decoder:
     def finish(self) -> None:
         """Raise BitstreamError unless the stream ended exactly here. The decoder cannot be used afterwards."""
         self._native.finish()
+
+
+class RangeCoder(NamedTuple):
+    """What symbols are coded with: classes with the interface of Encoder and Decoder."""
+
+    encoder: Callable[..., Any] = Encoder
+    decoder: Callable[..., Any] = Decoder
 
 
 def encode(tables: CodingTables, symbols: ArrayLike, indexes: ArrayLike) -> bytes:

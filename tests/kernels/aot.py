@@ -121,7 +121,8 @@ def main() -> None:
         if saved.get("triton") != found["triton"]:
             saved["kernels"] = {}
         saved["triton"] = found["triton"]
-        saved["kernels"] = dict(sorted({**saved["kernels"], **found["kernels"]}.items()))
+        known = {stem: rows for stem, rows in saved["kernels"].items() if stem in stems()}
+        saved["kernels"] = dict(sorted({**known, **found["kernels"]}.items()))
         TABLE.write_text(json.dumps(saved, indent=1) + "\n")
     else:
         print(json.dumps(found, indent=1))

@@ -20,6 +20,10 @@ pytest.importorskip("triton", reason="Triton has packages for Linux only")
 MOST_REGISTERS, MOST_SHARED = 255, 99 * 1024
 
 
+def test_the_table_has_the_kernels_that_there_are() -> None:
+    assert sorted(json.loads(aot.TABLE.read_text())["kernels"]) == aot.stems()
+
+
 @pytest.mark.parametrize("stem", aot.stems())
 def test_kernels_compile_and_take_what_the_table_says(stem: str) -> None:
     # a process of its own: this one's kernels may be interpreted

@@ -161,7 +161,7 @@ def test_strides_do_not_matter(form: str) -> None:
         assert torch.equal(a, b)
 
 
-def test_checkerboard_reads_and_writes_its_colours_alone() -> None:
+def test_checkerboard_reads_and_writes_its_positions_alone() -> None:
     """Change what lies at unread positions: nothing changes; the result is zero at anchors, gradients where unread."""
     row, column = torch.meshgrid(torch.arange(4), torch.arange(8), indexing="ij")
     anchor = ((row + column) % 2 == 1).to(DEVICE)

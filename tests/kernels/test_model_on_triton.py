@@ -14,10 +14,11 @@ from mlic_fast.kernels import language
 from mlic_fast import MLICPlusPlus, ModelConfig
 from mlic_fast.checkerboard import Parity
 from mlic_fast.compute.backend import use_backend
-from mlic_fast.ops.coding_steps import decode_indexes, decode_values, encode_step, residual_step
+from mlic_fast.ops.coding_steps import decode_indexes, decode_values, encode_step, flag_count
 from mlic_fast.ops.gdn import gdn
 from mlic_fast.ops.linear_attention import checkerboard_linear_attention, linear_attention
 from mlic_fast.ops.local_attention import local_attention
+from mlic_fast.ops.residual import add_residual
 
 pytestmark = pytest.mark.skipif(not language.HAS_TRITON, reason="Triton has packages for Linux only")
 
@@ -93,19 +94,28 @@ def _maps(count: int) -> list[torch.Tensor]:
     return [_random(1, 32, 4, 4) for _ in range(count)]
 
 
+# positions of a pass of `_maps`
+_N = 32 * 4 * 4
+_TABLE = torch.linspace(0.11, 4.0, 8), torch.tensor([0.11])
+
+
+def _written() -> list[torch.Tensor]:
+    kinds = (torch.int16, _N), (torch.uint8, _N), (torch.uint8, flag_count(_N))
+    return [torch.zeros(count, dtype=dtype) for dtype, count in kinds]
+
+
 def _encode() -> None:
-    table, bound = torch.linspace(0.11, 4.0, 8), torch.tensor([0.11])
-    encode_step(torch.empty(1, 32, 4, 4), *_maps(3), Parity.ANCHOR, table, bound, clear=True)
+    encode_step(*_maps(3), *_TABLE, *_written())
 
 
 def _decode() -> None:
-    table, bound = torch.linspace(0.11, 4.0, 8), torch.tensor([0.11])
-    decode_indexes(*_maps(2), Parity.ANCHOR, table, bound)
+    _, indexes, flags = _written()
+    decode_indexes(*_maps(1), torch.ones(_N), *_TABLE, indexes, flags)
 
 
 def _values() -> None:
-    symbols = torch.zeros(1, 32, 4, 2, dtype=torch.int32)
-    decode_values(torch.empty(1, 32, 4, 4), symbols, _random(1, 32, 4, 4), Parity.ANCHOR, clear=True)
+    symbols, _, flags = _written()
+    decode_values(symbols, *_maps(1), flags)
 
 
 def _local() -> None:
@@ -121,7 +131,7 @@ OPERATIONS = [
     pytest.param(_encode, 1, id="coding step, encoding"),
     pytest.param(_decode, 1, id="coding step, indexes"),
     pytest.param(_values, 1, id="coding step, values"),
-    pytest.param(lambda: residual_step(*_maps(2), Parity.ANCHOR), 1, id="residual"),
+    pytest.param(lambda: add_residual(*_maps(2), Parity.ANCHOR), 1, id="residual"),
     pytest.param(lambda: gdn(_random(1, 32, 4, 4), _random(32), _random(32, 32), _random(1, 32, 4, 4)), 1, id="GDN"),
 ]
 

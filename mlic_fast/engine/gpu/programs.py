@@ -28,7 +28,7 @@ from mlic_fast.engine.gpu.recordings import Drive, ProgramT, RecordedPrograms, r
 from mlic_fast.entropy.coders import Coded, code
 from mlic_fast.entropy.factorized import decode_hyper_symbols, encode_hyper_symbols
 from mlic_fast.entropy.moved_boundaries import GuardReader, GuardWriter, MovePlanner
-from mlic_fast.entropy.range_coder import Decoder, Encoder
+from mlic_fast.entropy.range_coder import Decoder, RangeCoder
 from mlic_fast.entropy.tables import EntropyModels, GaussianTables, coding_tables
 from mlic_fast.errors import BitstreamError, GuardError
 from mlic_fast.ops.coding_steps import check_flags, decode_indexes, decode_values, encode_step, flag_count
@@ -46,6 +46,7 @@ def compress(
     x: Tensor,
     deltas: float | Tensor | None,
     recorded: RecordedPrograms | None = None,
+    coder: RangeCoder = RangeCoder(),  # noqa: B008  # immutable
 ) -> Coded:
     """x [B, 3, H, W] on the engine's device, sides multiples of 64 → strings.
 
@@ -62,7 +63,7 @@ def compress(
         next(parts)
         program.out.fetch()
         program.out.wait()
-        return program.coded(entropy, deltas)
+        return program.coded(entropy, deltas, coder)
 
     key = ("encode", shape, tuple(deltas.flatten().tolist()) if isinstance(deltas, Tensor) else deltas, choose(x))
     with _undisturbed(x.device):
@@ -81,6 +82,7 @@ def decompress(
     z_shape: tuple[int, int],
     guard: bytes | None,
     recorded: RecordedPrograms | None = None,
+    coder: RangeCoder = RangeCoder(),  # noqa: B008  # immutable
 ) -> Tensor:
     """Strings of a picture whose z has this height and width → x̂ float32 [B, 3, H, W], not clamped.
 
@@ -94,7 +96,7 @@ def decompress(
 
     def drive(program: DecodeProgram, parts: Parts, replayed: bool) -> Tensor:
         program.z.host["symbols"].copy_(z_symbols)
-        x_hat = program.decode(parts, Decoder(coding_tables(entropy.gaussian), y_string), guard)
+        x_hat = program.decode(parts, coder.decoder(coding_tables(entropy.gaussian), y_string), guard)
         return x_hat.clone() if replayed else x_hat
 
     with _undisturbed(device):
@@ -137,7 +139,7 @@ class EncodeProgram:
         self.nbytes = self.out.nbytes + self.x.nbytes
         self.start: Start | None = partial(_encode, engine, entropy, planner, self.x, self.out.device)
 
-    def coded(self, entropy: EntropyModels, deltas: float | Tensor | None) -> Coded | None:
+    def coded(self, entropy: EntropyModels, deltas: float | Tensor | None, coder: RangeCoder) -> Coded | None:
         """What was fetched, coded; None if a symbol needs to be wide. Raises NonFiniteError, CodingError."""
         found = self.out.host
         if not found["z_finite"]:
@@ -145,7 +147,7 @@ class EncodeProgram:
         if check_flags(found["flags"].flatten()) and found["symbols"].dtype == torch.int16:
             return None
         guard = None if deltas is None else GuardWriter(self._table, deltas)
-        encoder = Encoder(coding_tables(entropy.gaussian))
+        encoder = coder.encoder(coding_tables(entropy.gaussian))
         for number in range(self._passes):
             indexes = found["indexes"][number]
             if guard is not None:
