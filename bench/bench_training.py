@@ -4,11 +4,11 @@
     python bench/bench_training.py [--rounds N] [--write]     a table; --write keeps it in bench/results/
     pytest --benchmark bench/bench_training.py                the same calls under pytest-benchmark
 
-A step is forward, loss, backward, clipping and both optimisers, on patches that are in memory. The trainer's model has
-the layers of training (mlic_fast.train.layers). The plain model is the official formulation (unfold, masks,
-concatenations, full maps; PyTorch's convolutions) with PyTorch's Adam as the official script constructs it; weights,
-patches, noise, precision and threads are the same. Memory is what a step takes beyond weights and the optimisers'
-moments, so gradients are in it. Both losses are compared first.
+A step is forward, loss, backward, clipping and both optimisers, on patches that are in memory. The plain model is the
+official formulation (unfold, masks, concatenations, full maps; PyTorch's convolutions), which the layers of training
+are on backend torch, with PyTorch's Adam as the official script constructs it; weights, patches, noise, precision and
+threads are the same. Memory is what a step takes beyond weights and the optimisers' moments, so gradients are in it.
+Both losses are compared first.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from mlic_fast.compute.backend import use_backend
 from mlic_fast.config import ModelConfig
 from mlic_fast.model import MLICPlusPlus
 from mlic_fast.train.distributed import Processes
-from mlic_fast.train.layers import install
 from mlic_fast.train.recipe import Precision, Recipe
 from mlic_fast.train.step import StepResult, Trainee
 
@@ -69,10 +68,7 @@ class Step:
             model=case.model, batch=case.batch, patches=((0, case.side),), precision=case.precision, epoch_patches=10**6
         )
         self._plain = contestant == "plain model"
-        model = MLICPlusPlus(case.model)
-        if not self._plain:
-            install(model)
-        self._trainee = Trainee(model, recipe, Processes(0, 1, device))
+        self._trainee = Trainee(MLICPlusPlus(case.model), recipe, Processes(0, 1, device))
         if self._plain:
             self._trainee.optimizers["optimizer"] = torch.optim.Adam(self._trainee.main, lr=recipe.lr)
         random = torch.Generator().manual_seed(1)
