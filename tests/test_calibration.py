@@ -59,7 +59,7 @@ def test_a_way_that_is_off_in_one_channel_is_found_there(small_model: Any, monke
         return found
 
     monkeypatch.setattr(calibration, "log_scales", off)
-    monkeypatch.setattr(calibration, "ways", lambda device: {"off": calibration.Way(plain)})
+    monkeypatch.setattr(calibration, "ways", lambda device: {"off": calibration.Setting(plain)})
     (found,) = calibration.measure(small_model, [("grey", np.full((64, 64, 3), 128, np.uint8))])
     assert np.unravel_index(int(found.channels.argmax()), found.channels.shape) == (3, 5)
     assert 0.9e-3 < found.largest < 1e-2
