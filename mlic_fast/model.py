@@ -17,6 +17,7 @@ from compressai.ops import quantize_ste
 from torch import Tensor, nn
 
 from mlic_fast.compute.backend import choose, is_named, plain_path
+from mlic_fast.compute.defaults import coding, float32_on_cpu
 from mlic_fast.compute.derived import Remembered
 from mlic_fast.compute.device import memory_errors, resolve_device
 from mlic_fast.compute.precision import KeepsFloat32, at_least_float32, no_autocast, sums_for_products
@@ -70,6 +71,7 @@ class MLICPlusPlus(CompressionModel):
     on it. Raises ConfigError for a configuration that the architecture does not allow.
     """
 
+    @float32_on_cpu()
     def __init__(self, config: Any = None) -> None:
         super().__init__()
         self.config = c = ModelConfig() if config is None else ModelConfig.from_object(config)
@@ -106,6 +108,7 @@ class MLICPlusPlus(CompressionModel):
         self.lrp_anchor = each_slice(lambda i: LatentResidualPrediction(M + (i + 1) * C, C, c.variant))
         self.lrp_nonanchor = each_slice(lambda i: LatentResidualPrediction(M + (i + 1) * C, C, c.variant))
 
+    @coding
     def forward(self, x: Tensor, noise: tuple[Tensor, Tensor] | None = None) -> dict[str, Any]:
         """Reconstruct x and estimate its rate, without coding.
 
@@ -132,6 +135,7 @@ class MLICPlusPlus(CompressionModel):
             "likelihoods": {"y_likelihoods": y_likelihoods, "z_likelihoods": z_likelihoods},
         }
 
+    @coding
     @torch.no_grad()
     def compress(self, x: Tensor, *, exact: bool = True, guard: float | Tensor | None = None) -> dict[str, Any]:
         """Code x into strings.
@@ -169,6 +173,7 @@ class MLICPlusPlus(CompressionModel):
         moves = None if mover is None else mover.finish()
         return self._coded(y_string, z_strings, z.shape[-2:], moves, start, x.device)
 
+    @coding
     @torch.no_grad()
     def decompress(
         self,
@@ -209,6 +214,12 @@ class MLICPlusPlus(CompressionModel):
         forget_engines(self)
         forget_tables(self.entropy_bottleneck)
         forget_tables(self.gaussian_conditional)
+
+    @float32_on_cpu()
+    def update(self, *args: Any, **kwargs: Any) -> bool:
+        """Compute the coding tables, as compressai.models.CompressionModel.update does, with its arguments."""
+        updated: bool = super().update(*args, **kwargs)
+        return updated
 
     def update_resolutions(self, height: int, width: int) -> None:
         """Accepted for the official test script's sake: nothing here depends on an earlier resolution."""
@@ -256,6 +267,7 @@ class MLICPlusPlus(CompressionModel):
             return cls._from_checkpoint(read_checkpoint(path)).to(place)
 
     @classmethod
+    @float32_on_cpu()
     def _from_checkpoint(cls, checkpoint: Any) -> MLICPlusPlus:
         model = cls(checkpoint.config)
         model.name = checkpoint.name
