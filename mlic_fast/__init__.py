@@ -17,6 +17,8 @@ if (_checkout / "kernels" / "__init__.py").is_file() and not (_checkout / "mlic_
     # A run from a checkout or an editable install: there kernels/ lies beside the package.
     __path__.append(str(_checkout))
 
+importlib.import_module("mlic_fast.compute.forks")  # before any fork, to know of it
+
 _HOME_OF = {
     "MLICPlusPlus": "mlic_fast.model",
     "ModelConfig": "mlic_fast.config",

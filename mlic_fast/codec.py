@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mlic_fast import coding
 from mlic_fast.bitstream import container, official, sniff
 from mlic_fast.checkpoint import fingerprint
 from mlic_fast.compute.device import memory_errors, resolve_device
+from mlic_fast.compute.forks import after_fork, settle
 from mlic_fast.errors import BitstreamError, DeviceError, ImageError, WrongWeightsError
 from mlic_fast.limits import Limits
 from mlic_fast.nn.network import Network
@@ -33,12 +34,14 @@ from mlic_fast.pictures.image import (
 )
 from mlic_fast.pictures.metadata import info_of, to_chunks
 from mlic_fast.registry import DEFAULT_MODEL, find_by_fingerprint, resolve
+from mlic_fast.wrappers import unwrapped
 
 if TYPE_CHECKING:
     from PIL import Image
 
 FileFormat = Literal["mlic", "official"]
-Model = Network | str | PathLike[str] | None
+# a module: MLICPlusPlus, or a wrapper of PyTorch's around one
+Model = nn.Module | str | PathLike[str] | None
 
 
 def encode(
@@ -57,7 +60,8 @@ def encode(
 
     image: path, PIL image, bytes of an image file, or uint8 array or tensor [H, W, 3] or [H, W], with
         2 or 4 channels if the last is alpha.
-    model: a model, or the name or path of one; None: the default one of the bundled models.
+    model: a model (in torch.compile or DataParallel too), or the name or path of one; None: the default one of the
+        bundled models.
     device: where a named model runs; None: the first CUDA device, or else the CPU. A model that is
         handed in runs where it is.
     format: "mlic", or "official" for the layout of the official test script, which holds no alpha and no metadata.
@@ -68,7 +72,7 @@ def encode(
     thumbnail: pixels of the longer side of a thumbnail to put into the file, at most 512; 0: none.
     reduce_depth: 16-bit samples become 8-bit ones instead of being refused.
 
-    Raises FileNotFoundError, ImageError, LimitError, CheckpointError, WrongWeightsError, DeviceError.
+    Raises FileNotFoundError, ImageError, LimitError, CheckpointError, WrongWeightsError, DeviceError, NotAModelError.
     """
     if format not in get_args(FileFormat):
         raise BitstreamError(f"there is no file format {format!r}: use one of {', '.join(get_args(FileFormat))}")
@@ -165,33 +169,38 @@ def _decode_tensor(
     return crop(x_hat, height, width), file.mode if isinstance(file, container.Mlic) else "rgb"
 
 
-def model_fingerprint(model: Network) -> bytes:
+def model_fingerprint(model: nn.Module) -> bytes:
     """SHA-256 over the model's weights and coding tables (32 bytes), remembered until they change.
 
     Raises WrongWeightsError for a model whose weights are not float32: they are others than those that
     whoever decodes has. Writing to weights through `.data` is not noticed: call the model's refresh().
     """
-    state = model.state_dict(keep_vars=True)
+    network = unwrapped(model)
+    state = network.state_dict(keep_vars=True)
     other = {str(tensor.dtype) for tensor in state.values() if tensor.is_floating_point()} - {"torch.float32"}
     if other:
         raise WrongWeightsError(
             f"the model has {', '.join(sorted(other))} weights, which files cannot be written or read with: keep the "
             "weights in float32, and for 16-bit arithmetic run the model under torch.autocast"
         )
-    return coding.fingerprints.get(model, state.values(), lambda: fingerprint(state))
+    return coding.fingerprints.get(network, state.values(), lambda: fingerprint(state))
 
 
 def open_model(model: Model = None, device: str | torch.device | None = None) -> Network:
     """The model that `encode` uses for these arguments. Models from files are kept for later calls."""
-    if isinstance(model, Network):
-        wanted, here = None if device is None else resolve_device(device), _device_of(model)
+    if model is not None and not isinstance(model, (str, PathLike)):
+        network = unwrapped(model)
+        wanted, here = None if device is None else resolve_device(device), _device_of(network)
         if wanted is not None and (wanted.type != here.type or wanted.index not in (None, here.index)):
             raise DeviceError(f"the model is on {here}, not on {device}: move it there with model.to()")
-        return model
+        settle(here)
+        return network
     path = resolve(DEFAULT_MODEL if model is None else model)
     status = path.stat()
     with _loading:  # threads that want the same weights wait for one to read them
-        return _loaded(path, (status.st_mtime_ns, status.st_size), str(resolve_device(device)))
+        place = resolve_device(device)
+        settle(place)
+        return _loaded(path, (status.st_mtime_ns, status.st_size), str(place))
 
 
 def open_model_of(
@@ -229,6 +238,14 @@ def _read(data: bytes | bytearray | memoryview, limits: Limits | None) -> contai
 
 
 _loading = threading.RLock()
+
+
+def _renew() -> None:
+    global _loading
+    _loading = threading.RLock()
+
+
+after_fork(_renew)
 
 
 # As many as there are λ in the published family, for rate control.

@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 from mlic_fast.compute.backend import choose, is_named, plain_path
+from mlic_fast.compute.defaults import cpu_by_default
 from mlic_fast.compute.derived import Remembered
+from mlic_fast.compute.forks import settle
 from mlic_fast.compute.precision import no_autocast
 from mlic_fast.engine import Engine, engine_for, forget_engines
 from mlic_fast.engine.gpu import programs
@@ -84,7 +86,9 @@ def compress(
     coder's range, GuardError for a δ out of range, or not one of each pass and channel.
     """
     _check_deltas(network, deltas)
-    with plain_path() if is_exact(exact) and not is_named() else nullcontext():
+    settle(network.device)
+    official = plain_path() if is_exact(exact) and not is_named() else nullcontext()
+    with cpu_by_default(), official:
         engine = engine_for(network, network.engine_options)
         if engine is not None and x.device.type == "cuda":
             return programs.compress(engine, network.entropy, x, deltas, coder=coder)
@@ -116,6 +120,7 @@ def decompress(
     Raises BitstreamError unless the strings end as they must, GuardError, NonFiniteError.
     """
     device = network.device
+    settle(device)
 
     def read(engine: Engine | None) -> Tensor:
         entropy = network.entropy
@@ -137,7 +142,7 @@ def decompress(
     others: list[tuple[Enter, bool]] = [(nullcontext, True), (nullcontext, False)]
     failures: dict[str, BitstreamError] = {}
     for enter, compiled in [plain, *others] if is_exact(exact) and not is_named() else [*others, plain]:
-        with enter():
+        with cpu_by_default(), enter():
             engine = engine_for(network, network.engine_options) if compiled else None
             name = choose(network.entropy.medians()) if engine is None else "engine"
             if name in failures:

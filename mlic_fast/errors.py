@@ -73,6 +73,14 @@ class BackendError(MlicError, RuntimeError):
     """A compute backend that was asked for and is not available."""
 
 
+class ForkError(MlicError, RuntimeError):
+    """A process that was forked where that is not possible."""
+
+
+class NotAModelError(MlicError, TypeError):
+    """Something else than a model where a model is wanted."""
+
+
 class RecipeError(MlicError, ValueError):
     """Settings of a training that make no sense, contradict each other, or do not fit what is being resumed."""
 

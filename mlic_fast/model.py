@@ -15,6 +15,7 @@ from compressai.models import CompressionModel
 from torch import Tensor
 
 from mlic_fast import coding
+from mlic_fast.compute.defaults import fit_to_code, float32_on_cpu
 from mlic_fast.compute.precision import KeepsFloat32, no_autocast, sums_for_products
 from mlic_fast.config import PADDING_UNIT
 from mlic_fast.engine import Options
@@ -49,9 +50,9 @@ class MLICPlusPlus(Network, CompressionModel):
     """
 
     # CompressionModel's, which has no annotations
-    update: Callable[..., bool]
     aux_loss: Callable[[], Tensor]
 
+    @float32_on_cpu()
     def __init__(self, config: Any = None) -> None:
         super().__init__(config)
         self.engine_options = Options()  # how the engine computes that evaluation mode uses, see mlic_fast.engine
@@ -62,6 +63,7 @@ class MLICPlusPlus(Network, CompressionModel):
     def _gaussian(self) -> GaussianConditional:
         return _GaussianConditional(None)
 
+    @fit_to_code
     def forward(
         self, x: Tensor, noise: tuple[Tensor, Tensor] | None = None, step: Tensor | None = None
     ) -> dict[str, Any]:
@@ -153,6 +155,12 @@ class MLICPlusPlus(Network, CompressionModel):
         Other changes (load_state_dict, optimizer steps, in-place operators) are noticed without it.
         """
         coding.forget(self)
+
+    @float32_on_cpu()
+    def update(self, *args: Any, **kwargs: Any) -> bool:
+        """Compute the coding tables, as compressai.models.CompressionModel.update does, with its arguments."""
+        updated: bool = super().update(*args, **kwargs)
+        return updated
 
     def update_resolutions(self, height: int, width: int) -> None:
         """Accepted for the official test script's sake: nothing here depends on an earlier resolution."""

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import builtins
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from mlic_fast.checkpoint.labels import RELEASED_LAMBDAS
 from mlic_fast.checkpoint.native import Metric
-from mlic_fast.errors import TargetError
+from mlic_fast.errors import NotAModelError, TargetError
 from mlic_fast.registry import ENVIRONMENT, Model, available, find
 
 if TYPE_CHECKING:
@@ -180,11 +180,15 @@ def ladder(models: Models | None = None, metric: Metric = "mse") -> tuple[Model,
         Models in MLIC_FAST_MODELS go before bundled ones, be it as families or as two models for one λ.
 
     Raises TargetError: there is none, or those that were named have no λ or several metrics. FileNotFoundError,
-    WrongWeightsError, CheckpointError for names and paths.
+    WrongWeightsError, CheckpointError for names and paths. NotAModelError for what is neither.
     """
     if models is None:
         chosen = _largest_family(metric)
     else:
+        if isinstance(models, (str, PathLike)):  # else its letters would be taken for names
+            models = [models]
+        if not isinstance(models, Iterable):
+            raise NotAModelError(f"names or paths of models are wanted, not {type(models).__name__}")
         chosen = [model if isinstance(model, Model) else find(model) for model in models]
         _check_named(chosen)
     if len(chosen) == 1:

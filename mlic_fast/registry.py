@@ -21,7 +21,7 @@ from mlic_fast.checkpoint.labels import SUFFIXES, stem
 from mlic_fast.checkpoint.native import SUFFIX, Metric, is_native, read_header
 from mlic_fast.checkpoint.shapes import parameter_count
 from mlic_fast.config import ModelConfig
-from mlic_fast.errors import CheckpointError, WrongWeightsError
+from mlic_fast.errors import CheckpointError, NotAModelError, WrongWeightsError
 
 # Used where nobody names a model: the middle one of those that are bundled.
 DEFAULT_MODEL = "mlicpp-s-0.0067"
@@ -93,6 +93,8 @@ def resolve(path_or_name: str | os.PathLike[str]) -> Path:
     Raises FileNotFoundError for what looks like a path and does not exist, WrongWeightsError for
     a name that nothing at hand has.
     """
+    if not isinstance(path_or_name, (str, os.PathLike)):
+        raise NotAModelError(f"the name or path of a model is wanted, not {type(path_or_name).__name__}")
     text = os.fspath(path_or_name)
     problems: list[tuple[Path, str]] = []
     places = list(_places(problems))

@@ -23,6 +23,7 @@ from mlic_fast.checkpoint.validate import (
     check_tables,
     position_index,
 )
+from mlic_fast.compute.defaults import float32_on_cpu
 from mlic_fast.config import ModelConfig
 from mlic_fast.errors import CheckpointError
 
@@ -64,6 +65,7 @@ class Checkpoint:
     guard_deltas: Deltas | None = None
 
 
+@float32_on_cpu()
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Read weights: official files (torch.save), CompressAI's own MLIC++, native safetensors.
 
@@ -91,6 +93,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     return checkpoint
 
 
+@float32_on_cpu()
 def checkpoint_from_state_dict(state_dict: Mapping[str, Any], *, name: str = "unnamed") -> Checkpoint:
     """The same for tensors that are already in memory, of any device: names, validation, tables, fingerprint.
 

@@ -129,6 +129,11 @@ def copy_each_(values: list[Tensor], sources: list[Tensor]) -> None:
     torch._foreach_copy_(values, sources)
 
 
+def is_cuda_lost() -> bool:
+    """Whether this process was forked from one that had used CUDA, so that it cannot."""
+    return bool(torch.cuda._is_in_bad_fork())
+
+
 def archive_record(path: str | os.PathLike[str], name: str) -> bytes:
     """A record of a checkpoint's zip archive, as PyTorch's own reader finds it. Raises RuntimeError."""
     content: bytes = torch._C.PyTorchFileReader(os.fspath(path)).get_record(name)

@@ -17,6 +17,8 @@ from threading import Lock
 import torch
 from torch import Tensor
 
+from mlic_fast.compute.forks import after_fork
+
 # Maps smaller than this are left to PyTorch's allocator, as blocks that are larger than twice the map would be wasted.
 SMALLEST = 2**20
 # Bytes that are kept for maps to come.
@@ -36,7 +38,7 @@ class Blocks:
         """A float32 map [B, C, H, W] of this shape, channels-last, its values undefined."""
         size = 4 * prod(shape)
         if size < SMALLEST:
-            return torch.empty(shape, memory_format=torch.channels_last)
+            return torch.empty(shape, dtype=torch.float32, memory_format=torch.channels_last)
         block = self._take(size)
         # the map holds on to this array, and nothing else does: when it goes, the block is free
         array = block.numpy()[:size].view("float32")
@@ -60,6 +62,10 @@ class Blocks:
             if trim is not None:
                 trim(0)
 
+    def renew(self) -> None:
+        """Forget what another thread of the process that this one was forked from was doing."""
+        self._lock, self._free = Lock(), []
+
     def _take(self, size: int) -> Tensor:
         with self._lock:
             self._collect()
@@ -78,6 +84,17 @@ class Blocks:
 
 _shared: weakref.ref[Blocks] | None = None
 _shared_lock = Lock()
+
+
+def _renew() -> None:
+    global _shared_lock
+    _shared_lock = Lock()
+    blocks = None if _shared is None else _shared()
+    if blocks is not None:
+        blocks.renew()
+
+
+after_fork(_renew)
 
 
 def shared_blocks() -> Blocks:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mlic_fast.checkpoint.native import Deltas
 from mlic_fast.coding import Way
@@ -34,6 +34,7 @@ from mlic_fast.errors import BackendError, GuardError
 from mlic_fast.nn.network import Network
 from mlic_fast.passes import passes
 from mlic_fast.pictures.image import pad_to_64, to_tensor
+from mlic_fast.wrappers import unwrapped
 
 # δ is at least this many times the largest deviation found in a pass and channel.
 MARGIN = 4
@@ -105,10 +106,11 @@ def pictures(*, height: int = 512, width: int = 768) -> Iterator[tuple[str, npt.
 
 
 @torch.no_grad()
-def given_symbols(model: Network, picture: object) -> GivenSymbols:
+def given_symbols(model: nn.Module, picture: object) -> GivenSymbols:
     """What `model` would code for a picture (anything that `open_image` takes)."""
     from mlic_fast.pictures.image import open_image
 
+    model = unwrapped(model)
     parameter = next(model.parameters())
     x = pad_to_64(to_tensor(open_image(picture)).to(parameter.device, parameter.dtype), "fade")
     y, z = model.analyse(x)
@@ -150,11 +152,12 @@ class _Listener:
 
 
 @torch.no_grad()
-def log_scales(model: Network, given: GivenSymbols, *, engine: bool = False) -> list[Tensor]:
+def log_scales(model: nn.Module, given: GivenSymbols, *, engine: bool = False) -> list[Tensor]:
     """Logarithms of the scales of every pass while those symbols are decoded: float64 [B, C, h, w/2], on the CPU.
 
     engine: by the compiled engine. Raises BackendError where there is none.
     """
+    model = unwrapped(model)
     listener = _Listener(model, given)
     z_hat = given.z_hat.to(next(model.parameters()))
     way: Way | None = engine_for(model) if engine else model
@@ -164,13 +167,13 @@ def log_scales(model: Network, given: GivenSymbols, *, engine: bool = False) -> 
     return listener.found
 
 
-def in_float64(model: Network) -> Network:
+def in_float64(model: nn.Module) -> Network:
     """A copy of the model on the CPU that computes in float64: the reference."""
-    return copy.deepcopy(model).to("cpu", torch.float64)
+    return copy.deepcopy(unwrapped(model)).to("cpu", torch.float64)
 
 
 def measure(
-    model: Network,
+    model: nn.Module,
     chosen: Iterator[tuple[str, object]] | Sequence[tuple[str, object]],
     *,
     tell: Callable[[Deviation], None] = lambda deviation: None,
@@ -179,6 +182,7 @@ def measure(
 
     tell: called with each as it is found. Raises what decoding raises, NonFiniteError among others.
     """
+    model = unwrapped(model)
     reference = in_float64(model)
     device = next(model.parameters()).device
     first = math.log(float(model.gaussian_conditional.get_buffer("scale_table")[0]))

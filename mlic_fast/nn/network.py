@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from mlic_fast.compute.defaults import float32_on_cpu
 from mlic_fast.compute.device import memory_errors, resolve_device
 from mlic_fast.compute.precision import at_least_float32
 from mlic_fast.config import ModelConfig
@@ -56,6 +57,7 @@ class Network(nn.Module):
     global_inter_context: nn.ModuleList
     global_intra_context: nn.ModuleList
 
+    @float32_on_cpu()
     def __init__(self, config: Any = None) -> None:
         super().__init__()
         self.config = c = ModelConfig() if config is None else ModelConfig.from_object(config)
@@ -165,6 +167,7 @@ class Network(nn.Module):
             return cls._from_checkpoint(read_checkpoint(path)).to(place)
 
     @classmethod
+    @float32_on_cpu()
     def _from_checkpoint(cls, checkpoint: Any) -> Self:
         model = cls(checkpoint.config)
         model.name = checkpoint.name

@@ -91,7 +91,7 @@ def convolve(
     batch, _, _, width = pieces[0].shape
     rows = sum(piece.shape[2] for piece in pieces) - (0 if pad_rows else 2)
     shape = batch, _outputs(coefficients) // factor**2, rows * factor, width * factor
-    y = torch.empty(shape, memory_format=torch.channels_last) if empty is None else empty(shape)
+    y = torch.empty(shape, dtype=torch.float32, memory_format=torch.channels_last) if empty is None else empty(shape)
     torch.ops.mlic_fast.winograd_conv3x3(list(pieces), coefficients, bias, pad_rows, gelu, factor, y)
     return y
 

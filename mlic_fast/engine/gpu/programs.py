@@ -126,7 +126,7 @@ class EncodeProgram:
         self._table = entropy.gaussian.scale_table.cpu()
         planner = None if deltas is None else MovePlanner(self._table, deltas, device)
         z_shape = (batch, len(entropy.medians()), height // _Z_UNIT, width // _Z_UNIT)
-        self.x = torch.zeros(shape, device=device)
+        self.x = torch.zeros(shape, dtype=torch.float32, device=device)
         self.out = PinnedArrays(
             device,
             symbols=(torch.int32 if wide else torch.int16, (self._passes, n)),
