@@ -41,25 +41,13 @@ def open_whole(path: str | os.PathLike[str], times_ns: tuple[int, int] | None = 
     folder, FileNotFoundError for a missing one, PermissionError for a read-only target.
     """
     target = Path(path)
-    try:
-        mode: int | None = target.stat().st_mode
-    except FileNotFoundError:
-        mode = None
-    if mode is not None and stat.S_ISDIR(mode):
-        raise IsADirectoryError(f"{target} is a folder: give the name of a file in it")
+    mode = _mode_of(target)
     if mode is not None and not stat.S_ISREG(mode):
         with target.open("wb") as device:
             yield device
         return
-    if mode is not None and not os.access(target, os.W_OK):
-        raise PermissionError(f"{target} is there and may not be written to: choose another name or change its mode")
-
     target = Path(os.path.realpath(target))
-    temporary = target.parent / f".{secrets.token_hex(8)}{_TEMPORARY}"
-    try:
-        descriptor = _create(temporary)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"there is no folder {target.parent} to write {target.name} to") from None
+    temporary, descriptor = _temporary_beside(target)
     try:
         # Buffered and closed in here, so that a full disk is noticed before the rename.
         with os.fdopen(descriptor, "wb") as file:
@@ -75,6 +63,23 @@ def open_whole(path: str | os.PathLike[str], times_ns: tuple[int, int] | None = 
         temporary.unlink(missing_ok=True)
         raise
     _sync_folder(target.parent)
+
+
+def try_file(path: str | os.PathLike[str]) -> None:
+    """Raise the OSError that `open_whole` would raise, before there is anything to write. Changes nothing."""
+    target = Path(path)
+    mode = _mode_of(target)
+    if mode is None or stat.S_ISREG(mode):
+        temporary, descriptor = _temporary_beside(Path(os.path.realpath(target)))
+        os.close(descriptor)
+        temporary.unlink()
+
+
+def try_folder(path: str | os.PathLike[str]) -> None:
+    """Make the folder if it is missing, and raise OSError if files cannot be written in it."""
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    try_file(folder / f"{secrets.token_hex(8)}{_TEMPORARY}")
 
 
 def remove_abandoned(folder: str | os.PathLike[str]) -> int:
@@ -93,6 +98,28 @@ def remove_abandoned(folder: str | os.PathLike[str]) -> int:
                     Path(entry.path).unlink()
                     removed += 1
     return removed
+
+
+def _mode_of(target: Path) -> int | None:
+    """The mode of what is there, None if nothing is. Raises OSError for what a file cannot take the place of."""
+    try:
+        mode = target.stat().st_mode
+    except FileNotFoundError:
+        return None
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(f"{target} is a folder: give the name of a file in it")
+    if stat.S_ISREG(mode) and not os.access(target, os.W_OK):
+        raise PermissionError(f"{target} is there and may not be written to: choose another name or change its mode")
+    return mode
+
+
+def _temporary_beside(target: Path) -> tuple[Path, int]:
+    """A new file in the target's folder, and its descriptor."""
+    temporary = target.parent / f".{secrets.token_hex(8)}{_TEMPORARY}"
+    try:
+        return temporary, _create(temporary)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no folder {target.parent} to write {target.name} to") from None
 
 
 def _create(path: Path) -> int:

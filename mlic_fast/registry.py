@@ -102,7 +102,7 @@ def resolve(path_or_name: str | os.PathLike[str]) -> Path:
         for path, origin in places:
             if origin == "bundled" and stem(path) == text:
                 return path
-    path = Path(text).expanduser()
+    path = _expanded(text)
     if path.is_file() or path.is_dir():
         return path  # a folder is refused, with advice, on reading
     if isinstance(path_or_name, os.PathLike) or path.name != text or text.lower().endswith(SUFFIXES):
@@ -166,7 +166,7 @@ def _places(problems: list[tuple[Path, str]]) -> Iterator[tuple[Path, Origin]]:
     """Every weights file at hand, once."""
     seen: set[Path] = set()
     bundled = sorted(bundled_folder().glob(f"*{SUFFIX}"))
-    named = [Path(part).expanduser() for part in os.environ.get(ENVIRONMENT, "").split(os.pathsep) if part]
+    named = [_expanded(part) for part in os.environ.get(ENVIRONMENT, "").split(os.pathsep) if part]
     for path in bundled:
         seen.add(path)
         yield path, "bundled"
@@ -183,6 +183,14 @@ def _places(problems: list[tuple[Path, str]]) -> Iterator[tuple[Path, Origin]]:
             if path not in seen:
                 seen.add(path)
                 yield path, "MLIC_FAST_MODELS"
+
+
+def _expanded(text: str) -> Path:
+    """The path with "~" resolved; as it stands where there is no such user: "~backup.pth.tar" is a file's name."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
 
 
 def _weights_in(folder: Path) -> list[Path]:

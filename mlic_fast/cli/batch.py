@@ -18,7 +18,7 @@ from mlic_fast.cli import common, folders
 from mlic_fast.cli.shards import Shard
 from mlic_fast.concurrent import IN_FLIGHT, work_through
 from mlic_fast.errors import DeviceError
-from mlic_fast.output import remove_abandoned, write_whole
+from mlic_fast.output import remove_abandoned, try_folder, write_whole
 
 # The next file would fail as this one did.
 _HOPELESS = {errno.ENOSPC, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC)}
@@ -93,6 +93,7 @@ def run(
     files could not be made; OSError where it makes no sense to go on (the disk is full).
     """
     source, target = Path(options.input), Path(options.output)
+    try_folder(target)
     with common.progress(f"looking through {source}"):
         found = folders.plan(source, target, direction.ending, direction.is_wanted)
         progress = _Progress(found.problems if shard.rank == 0 else ())
@@ -167,7 +168,8 @@ def run(
         if failure is not None:
             print(f"mlic-fast: {failure}", file=sys.stderr)
             failure = common.SomeFailedError(f"failed in {shard}: {len(progress.failures):,}, see above")
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         shard.wait_for_others()
     if failure is not None:
         raise failure

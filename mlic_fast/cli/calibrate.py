@@ -10,6 +10,7 @@ from typing import Any
 
 from mlic_fast.cli import common, table
 from mlic_fast.entropy.guard import DEFAULT_DELTA
+from mlic_fast.output import try_file
 
 DESCRIPTION = (
     "Measure how far this model's scales lie apart when they are computed in different ways (backends, threads, with "
@@ -62,6 +63,7 @@ def run(options: argparse.Namespace) -> None:
             raise common.CommandError(f"{options.output}: native weights end in .safetensors")
         if not has_header:  # of a native file nothing but δ changes
             common.refuse_same_file(str(path), options.output)
+        try_file(options.output)
     common.set_threads(options)
     model = open_model(options.model, options.device)
     sizes = options.size or [(768, 512)]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlic_fast.errors import LimitError, MlicError
 from mlic_fast.limits import MAX_SIDE, Limits
-from mlic_fast.output import write_whole
+from mlic_fast.output import try_file, write_whole
 
 if TYPE_CHECKING:
     from mlic_fast.evaluate.metrics import Quality
@@ -119,15 +119,25 @@ def read_input(name: str) -> bytes:
     return data
 
 
-def write_output(name: str, data: bytes) -> None:
-    """Write a file whole or not at all, or to standard output for "-". Raises OSError."""
+def try_output(name: str | None) -> None:
+    """Raise now what `write_output` would raise when the work is done. Nothing for None."""
+    if name is None:
+        return
     if name != STANDARD_STREAM:
-        write_whole(name, data)
+        try_file(name)
         return
     if sys.stdout is None:
         raise OSError("standard output is closed: name a file with -o")
     if sys.stdout.isatty():
         raise CommandError("binary data is not written to a terminal: redirect it, or name a file with -o")
+
+
+def write_output(name: str, data: bytes) -> None:
+    """Write a file whole or not at all, or to standard output for "-". Raises OSError."""
+    if name != STANDARD_STREAM:
+        write_whole(name, data)
+        return
+    try_output(name)
     sys.stdout.buffer.write(data)
     sys.stdout.buffer.flush()
 
@@ -138,7 +148,12 @@ def report(options: argparse.Namespace, facts: Mapping[str, Any], text: str) -> 
     # to a pipe or device the data may go where the report would
     carries_data = output == STANDARD_STREAM or (output and not _is_plain(Path(output)))
     stream = sys.stderr if carries_data else sys.stdout
-    print(json.dumps(facts) if options.json else printable(text), file=stream)
+    try:
+        print(json.dumps(facts) if options.json else printable(text), file=stream, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "standard output") from error
 
 
 def _is_plain(path: Path) -> bool:

@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     common.add_model_arguments(parser)
     common.add_json_argument(parser)
+    common.add_limit_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -56,11 +57,14 @@ def run(options: argparse.Namespace) -> None:
             raise common.CommandError(f"{options.output}: the page is an HTML file: name it PAGE.html")
         for name in names:
             common.refuse_same_file(name, options.output)
+    common.try_output(options.output)
     common.set_threads(options)
-    with common.progress("comparing"):
-        entries = compare_files(options.reference, options.others, model=options.model, device=options.device)
+    with common.progress("comparing"), common.limits(options) as limits:
+        entries = compare_files(
+            options.reference, options.others, model=options.model, device=options.device, limits=limits
+        )
         if options.output is not None:
-            common.write_output(options.output, page(entries, gain=options.gain).encode())
+            common.write_output(options.output, page(entries, gain=options.gain).encode("utf-8", "backslashreplace"))
 
     heads = ("file", "bytes", "bpp", "PSNR", "MS-SSIM", "notes")
     rows = [

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from mlic_fast.cli import common
+from mlic_fast.output import try_file
 
 DESCRIPTION = (
     "Convert a checkpoint (official, old or new, or CompressAI's own MLIC++) to the native form: safetensors with "
@@ -43,6 +44,7 @@ def run(options: argparse.Namespace) -> None:
     from mlic_fast.checkpoint import convert
 
     common.refuse_same_file(options.input, options.output)
+    try_file(options.output)
     with common.progress("converting"):
         done = convert(
             options.input,

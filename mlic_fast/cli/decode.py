@@ -77,6 +77,7 @@ def run(options: argparse.Namespace) -> None:
 
 def _file(options: argparse.Namespace, limits: Limits) -> None:
     common.refuse_same_file(options.input, options.output)
+    common.try_output(options.output)
     to_stream = options.output == common.STANDARD_STREAM
     kind = _kind_of(options.suffix if to_stream else Path(options.output).suffix, options.output)
     data = common.read_input(options.input)

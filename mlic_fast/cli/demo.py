@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mlic_fast.cli import common
-from mlic_fast.output import write_whole
+from mlic_fast.output import try_folder, write_whole
 
 DESCRIPTION = (
     "Compress a bundled photograph with the bundled weights to a file, decode the file in a new process, print size, "
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> None:
     else:
         picture = open_image(options.image)
     folder = Path(options.output)
-    folder.mkdir(parents=True, exist_ok=True)
+    try_folder(folder)
     coded, pair = folder / "demo.mlic", folder / "demo.png"
 
     with common.progress("encoding"):

@@ -125,6 +125,7 @@ class _Encoded:
 
 def _file(options: argparse.Namespace, limits: Limits) -> None:
     common.refuse_same_file(options.input, options.output)
+    common.try_output(options.output)
     source = common.read_input(options.input) if options.input == common.STANDARD_STREAM else options.input
     picture = _open(source, options, limits)
     with common.progress(f"encoding {picture.width} x {picture.height} pixels"):
@@ -159,7 +160,8 @@ def _file(options: argparse.Namespace, limits: Limits) -> None:
 
         with common.progress("measuring"):
             network = model or options.model or done.model
-            quality = compare(picture, decode_tensor(done.data, network, device=None if model else options.device)[0])
+            device = None if model else options.device
+            quality = compare(picture, decode_tensor(done.data, network, device=device, limits=limits)[0])
         facts.update(
             psnr=common.finite(quality.psnr),
             ms_ssim=quality.ms_ssim,

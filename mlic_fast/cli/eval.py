@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlic_fast.cli import common, table
-from mlic_fast.output import write_whole
+from mlic_fast.output import try_folder, write_whole
 
 if TYPE_CHECKING:
     from mlic_fast.evaluate.dataset import Contestant, Outcome
@@ -87,6 +87,9 @@ def run(options: argparse.Namespace) -> None:
     common.set_threads(options)
     # what would go wrong at the end goes wrong at the beginning
     pictures = pictures_in(Path(options.folder))
+    for place in (options.output, options.keep):
+        if place is not None:
+            try_folder(place)
     codecs, remarks = chosen(options.classical) if options.classical else ([], [])
     for remark in remarks:
         print(f"mlic-fast eval: {remark}", file=sys.stderr)
@@ -140,7 +143,12 @@ def _evaluate(
     apart = left_out(outcome.measurements)
     if apart:
         remarks = [*remarks, f"not in the averages, since not every codec managed them: {', '.join(apart)}"]
-    written = _write(options, outcome, points, settings, [*remarks, *(f"failed: {line}" for line in failures)])
+    unwritten: OSError | None = None
+    written: list[Path] = []
+    try:
+        written = _write(options, outcome, points, settings, [*remarks, *(f"failed: {line}" for line in failures)])
+    except OSError as error:  # what was measured is told all the same
+        unwritten = error
     facts: dict[str, Any] = {
         "folder": options.folder,
         "pictures": points[0].pictures if points else 0,
@@ -162,6 +170,8 @@ def _evaluate(
     lines += [f"written: {path}" for path in written]
     print_options = argparse.Namespace(json=options.json)  # the report goes to standard output, also with -o
     common.report(print_options, facts, "\n".join(lines))
+    if unwritten is not None:
+        raise unwritten
     if failures:
         raise common.SomeFailedError("\n".join([f"failed: {len(failures):,}", *(f"  {line}" for line in failures)]))
 

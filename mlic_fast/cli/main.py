@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
-import io
 import os
 import shutil
 import signal
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import mlic_fast
 from mlic_fast import errors
-from mlic_fast.cli import common
+from mlic_fast.cli import common, streams
 
 # subcommand → (module of mlic_fast.cli, line of help)
 _COMMANDS = {
@@ -56,6 +56,12 @@ _EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (errors.MlicError, 6),  # configuration and coding tables come from weights
     (OSError, 3),
 )
+
+# No narrower are lines of help made, as argparse has it.
+_NARROWEST = 11
+
+# What OpenMP's runtimes read when they are loaded.
+_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 _EPILOG = """exit codes:
   0  done
@@ -100,16 +106,29 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _wrapped(text: str) -> str:
     """Paragraphs filled to the terminal's width, which argparse does for one only."""
-    width = min(shutil.get_terminal_size().columns, 100) - 2
+    width = max(min(shutil.get_terminal_size().columns, 100) - 2, _NARROWEST)
     return "\n\n".join(textwrap.fill(paragraph, width) for paragraph in text.strip().split("\n\n"))
+
+
+def _let_threads_sleep() -> None:
+    """Let OpenMP's threads sleep while they wait, unless the caller has settled it or PyTorch is there already.
+
+    They spin otherwise, and where other processes want the processors, keep them from the threads they wait for.
+    """
+    if "torch" not in sys.modules and not any(name in os.environ for name in _WAITING):
+        os.environ["OMP_WAIT_POLICY"] = "passive"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. `arguments`: without the program's name; None: sys.argv's."""
-    options = build_parser().parse_args(arguments)
-    # names of files need not be text, and a report about them must not fail for that
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
+    streams.prepare()
+    _let_threads_sleep()
+    try:
+        options = build_parser().parse_args(arguments)
+    except SystemExit:
+        with contextlib.suppress(OSError):  # help that nobody reads to its end
+            streams.finish()
+        raise
     # CompressAI still calls what PyTorch deprecates; that is no news to whoever encodes a picture.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.jit")
     # A terminated process cleans up after itself as an interrupted one does.
@@ -117,16 +136,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         options.run(options)
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        streams.finish()
     except KeyboardInterrupt:
         print("mlic-fast: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # whoever read our output has gone; the interpreter would complain once more when it flushes
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # whoever read our output has gone
+        with contextlib.suppress(OSError):
+            streams.finish()
         return 3
     except (errors.MlicError, OSError, MemoryError) as error:
+        with contextlib.suppress(OSError):
+            streams.finish()
         print(f"mlic-fast {options.command}: {common.message(error)}", file=sys.stderr)
         if isinstance(error, common.ChildError):
             return error.code

@@ -65,6 +65,8 @@ def run(options: argparse.Namespace) -> None:
     for name in options.results:
         for output in options.output:
             common.refuse_same_file(name, output)
+    for output in options.output:
+        common.try_output(output)
     curves = [read_curve(name) for name in options.results]
     if options.published is not None:
         if options.metric != "psnr":

@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Prepare; raises NoPicturesError, SomeFailedError when all others are done, CommandError, OSError."""
     from mlic_fast.errors import NoPicturesError
-    from mlic_fast.output import remove_abandoned
+    from mlic_fast.output import remove_abandoned, try_folder
     from mlic_fast.pictures.folder import picture_endings
     from mlic_fast.train.prepare import Outcome, Settings, prepare_all
 
@@ -88,6 +88,7 @@ def run(options: argparse.Namespace) -> None:
     for folder in {task.target.parent for task in found.tasks}:
         remove_abandoned(folder)
 
+    try_folder(target)
     made: list[Outcome] = []
     small = 0
     notes: Counter[str] = Counter()

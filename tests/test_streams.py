@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Standard streams that are closed, full or of few characters; outputs and limits that are looked at in time."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mlic_fast.cli.main import _COMMANDS, main
+from mlic_fast.output import try_file, try_folder
+
+ROOT = Path(__file__).resolve().parent.parent
+posix = pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a picture, and its file."""
+    place = tmp_path_factory.mktemp("streams")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(place / "p.png")
+    assert main(["encode", str(place / "p.png"), "-o", str(place / "p.mlic")]) == 0
+    return place
+
+
+def shell(folder: Path, command: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """Run a shell line in which M is the program."""
+    line = f'M() {{ "{sys.executable}" -m mlic_fast "$@"; }}\n{command}'
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.run(["bash", "-c", line], cwd=folder, env=variables, capture_output=True, timeout=300)
+
+
+@posix
+@pytest.mark.parametrize("streams", ["2>&-", ">&-", "<&- >&- 2>&-", "2>/dev/full", "2> >(true)"])
+@pytest.mark.parametrize(
+    "command", ["encode p.png -o new.mlic", "decode p.mlic -o new.png", "compare p.png p.mlic -o new.html"]
+)
+def test_work_is_done_whatever_becomes_of_messages(folder: Path, command: str, streams: str) -> None:
+    target = folder / command.split()[-1]
+    target.unlink(missing_ok=True)
+    done = shell(folder, f"M {command} {streams}")
+    assert done.returncode == 0, done.stderr
+    assert target.stat().st_size > 100
+
+
+@posix
+@pytest.mark.parametrize("command", ["models", "info p.mlic", "compare p.png p.mlic", "--help", "encode --help"])
+def test_output_that_nobody_takes(folder: Path, command: str) -> None:
+    done = shell(folder, f"M {command} | true; exit ${{PIPESTATUS[0]}}")
+    assert done.returncode in (0, 3)
+    assert done.stderr == b""
+    if "help" not in command:
+        done = shell(folder, f"M {command} >/dev/full")
+        assert done.returncode == 3
+        assert done.stderr.decode().splitlines() == [
+            f"mlic-fast {command.split()[0]}: standard output: No space left on device"
+        ]
+        assert shell(folder, f"M {command} >&- 2>&-").returncode == 0
+
+
+@posix
+def test_data_for_a_closed_stream_is_refused_before_the_work(folder: Path) -> None:
+    done = shell(folder, "M encode p.png -o - >&-")
+    assert done.returncode == 3
+    assert b"standard output is closed" in done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "cp437", "utf-8"])
+def test_help_in_any_characters(encoding: str) -> None:
+    script = (
+        "import sys\nfrom mlic_fast.cli.main import _COMMANDS, main\n"
+        "for words in [['--help'], *([name, '--help'] for name in _COMMANDS), ['models']]:\n"
+        "    try:\n        main(words)\n    except SystemExit as end:\n        assert not end.code, words\n"
+    )
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0", "LC_ALL": "C"}
+    done = subprocess.run([sys.executable, "-c", script], env=variables, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    text = done.stdout.decode(encoding)
+    assert "\\u" not in text  # what it has no character for is written in others
+    assert "δ" in text or "delta" in text
+    assert "λ" in text or "lambda" in text
+    assert text.count("usage:") == len(_COMMANDS) + 1
+
+
+@pytest.mark.parametrize("columns", ["1", "2", "3", "13"])
+def test_help_in_a_narrow_terminal(columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    for words in [["--help"], *([name, "--help"] for name in _COMMANDS)]:
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        assert not ended.value.code
+
+
+def test_names_that_begin_with_a_tilde(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    assert main(["encode", "p.png", "-o", "b.mlic", "--model", "~backup.pth.tar"]) == 3
+    assert "no weights file ~backup.pth.tar" in capsys.readouterr().err
+    monkeypatch.setenv("MLIC_FAST_MODELS", os.pathsep.join(["~nosuchuser/x", "~nosuchuser"]))
+    for command in (["models"], ["doctor"], ["encode", "p.png", "-o", "b.mlic"]):
+        assert main(command) == 0
+    weights = folder / "~mine.safetensors"
+    assert main(["convert", str(ROOT / "mlic_fast/weights/mlicpp-s-0.0067.safetensors"), str(weights)]) == 0
+    assert main(["encode", "p.png", "-o", "b.mlic", "--model", "~mine.safetensors"]) == 0
+
+
+@posix
+def test_names_that_are_no_text(folder: Path) -> None:
+    done = shell(
+        folder,
+        "cp p.png $'\\xff.png' && cp p.mlic $'\\xe9.mlic' && M compare $'\\xff.png' $'\\xe9.mlic' -o odd.html && "
+        "M encode $'\\xff.png' -o $'\\xfe.mlic' --json && M info $'\\xfe.mlic' --json && "
+        "M decode $'\\xfe.mlic' -o d.png",
+    )
+    assert done.returncode == 0, done.stderr
+    (folder / "odd.html").read_bytes().decode()
+
+
+def test_limits_hold_for_all_that_a_command_does(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    long = np.random.default_rng(1).integers(0, 256, (2, 65600, 3), dtype=np.uint8)
+    Image.fromarray(long).save("long.png")
+    more = ["--max-side", "70000"]
+    assert main(["encode", "long.png", "-o", "long.mlic"]) == 8
+    assert main(["encode", "long.png", "-o", "long.mlic", "--measure", *more]) == 0
+    assert main(["encode", "long.png", "-o", "long.mlic", "--target-psnr", "1", *more]) == 0
+    assert main(["compare", "long.png", "long.mlic"]) == 8
+    assert main(["compare", "long.png", "long.mlic", "-o", "long.html", *more]) == 0
+    assert main(["decode", "long.mlic", "-o", "again.png", *more]) == 0
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "encode p.png -o {}",
+        "decode p.mlic -o {}.png",
+        "encode . -o {}",
+        "decode . -o {}",
+        "compare p.png p.mlic -o {}.html",
+        "convert weights.safetensors {}.safetensors",
+        "calibrate weights.safetensors -o {}.safetensors",
+        "demo -o {}",
+        "eval . -o {}",
+        "eval . --keep {}",
+        "plot --published kodak -o {}.svg",
+        "prepare-data . {}",
+    ],
+)
+def test_outputs_are_tried_before_the_work(
+    folder: Path, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mlic_fast import MLICPlusPlus
+    from mlic_fast.evaluate import calibration, plots
+
+    def work(*arguments: object, **settings: object) -> None:
+        raise AssertionError("it began to work")
+
+    monkeypatch.chdir(folder)
+    if not Path("weights.safetensors").exists():
+        source = (ROOT / "mlic_fast/weights/mlicpp-s-0.0067.safetensors").read_bytes()
+        Path("weights.safetensors").write_bytes(source)
+    for place, name in ((MLICPlusPlus, "compress"), (MLICPlusPlus, "decompress"), (calibration, "measure")):
+        monkeypatch.setattr(place, name, work)
+    monkeypatch.setattr(plots, "draw", work)
+    # a folder in a file, where nobody can make one, whatever they may do
+    assert main(command.format("p.png/results").split()) in (2, 3)
+    assert "results" in capsys.readouterr().err
+
+
+def test_trying_leaves_nothing(tmp_path: Path) -> None:
+    there = tmp_path / "there.txt"
+    there.write_text("as it was")
+    try_file(there)
+    try_file(tmp_path / "new.txt")
+    try_folder(tmp_path / "a" / "b")
+    assert there.read_text() == "as it was"
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "b", "there.txt"]
+    with pytest.raises(IsADirectoryError):
+        try_file(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        try_file(tmp_path / "missing" / "new.txt")
