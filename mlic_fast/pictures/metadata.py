@@ -1,26 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What comes with a picture beside its pixels: colour profile, EXIF, XMP, comment, thumbnail.
+"""What comes with a picture beside its pixels: colour profile, EXIF, XMP, comment.
 
 Between three forms: `Image.info` as Pillow's plugins fill it, the fields of a
-`mlic_fast.pictures.image.Picture`, and the chunks of an .mlic file. No torch.
+`mlic_fast.pictures.picture.Picture`, and the chunks of an .mlic file. No torch.
 """
 
 from __future__ import annotations
 
 import io
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL import ExifTags, Image
 
-from mlic_fast.bitstream.container import MAX_THUMBNAIL_BYTES, ChunkKind, Metadata, Mlic
-from mlic_fast.errors import BitstreamError, ImageError, LimitError
+from mlic_fast.bitstream.container import ChunkKind, Metadata, Mlic
+from mlic_fast.errors import LimitError
 from mlic_fast.limits import Limits
+from mlic_fast.pictures.picture import Picture
+from mlic_fast.pictures.thumbnail import make_thumbnail, thumbnail_head
 
-if TYPE_CHECKING:
-    from mlic_fast.pictures.image import Picture
-
-MAX_THUMBNAIL_SIDE = 512
 EXIF_PREFIX = b"Exif\0\0"  # in front of EXIF data in JPEG files, and in Pillow's info
 
 _ORIENTATION = int(ExifTags.Base.Orientation)
@@ -33,7 +31,6 @@ _STORAGE = frozenset(
 )
 # one space at most: `\s*` would take quadratic time in a packet of spaces
 _XMP_ORIENTATION = (rb'\s?tiff:Orientation="[0-9]"', rb"\s?<tiff:Orientation>[0-9]</tiff:Orientation>")
-_JPEG_QUALITIES = (85, 70, 50, 30)
 
 
 def from_pillow(image: Image.Image) -> dict[str, Any]:
@@ -94,42 +91,6 @@ def info_of(mlic: Mlic) -> dict[str, bytes]:
     return info
 
 
-def make_thumbnail(picture: Picture, side: int) -> bytes:
-    """A small copy of the picture as JPEG, or as PNG if it has alpha; colours as the picture's profile says.
-
-    side: of the longer side in pixels, 1 to 512; no picture is enlarged, and one whose file
-    would be larger than 64 KiB becomes smaller. Raises ImageError for another side.
-    """
-    from mlic_fast.pictures.image import to_pillow
-
-    if not isinstance(side, int) or isinstance(side, bool) or not 1 <= side <= MAX_THUMBNAIL_SIDE:
-        raise ImageError(f"a thumbnail's longer side has 1 to {MAX_THUMBNAIL_SIDE} pixels, not {side!r}")
-    image = to_pillow(picture.pixels, picture.alpha)
-    while True:
-        image.thumbnail((side, side), Image.Resampling.LANCZOS)
-        for quality in _JPEG_QUALITIES if picture.alpha is None else (None,):
-            buffer = io.BytesIO()
-            if quality is None:
-                image.save(buffer, "PNG", optimize=True)
-            else:
-                image.save(buffer, "JPEG", quality=quality, optimize=True)
-            if buffer.tell() <= MAX_THUMBNAIL_BYTES:
-                return buffer.getvalue()
-        side = side * 3 // 4
-
-
-def open_thumbnail(data: bytes) -> Image.Image:
-    """Decode a thumbnail chunk. Raises BitstreamError if it is none: another format, damaged, too large."""
-    try:
-        image = _thumbnail_head(data)
-        image.load()
-    except BitstreamError:
-        raise
-    except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
-        raise BitstreamError(f"the thumbnail in the .mlic file is damaged: {type(error).__name__}: {error}") from error
-    return image
-
-
 def describe(kind: int, data: bytes) -> dict[str, Any]:
     """Say what a metadata chunk holds, in words that JSON can hold and a terminal can show."""
     about = {
@@ -184,16 +145,6 @@ def _xmp_of(value: Any) -> bytes | None:
     return packet
 
 
-def _thumbnail_head(data: bytes) -> Image.Image:
-    image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))
-    if max(image.size) > MAX_THUMBNAIL_SIDE:
-        width, height = image.size
-        raise BitstreamError(
-            f"the thumbnail in the .mlic file is {width} x {height}; a side may have {MAX_THUMBNAIL_SIDE} pixels"
-        )
-    return image
-
-
 def _describe_profile(data: bytes) -> dict[str, Any]:
     from PIL import ImageCms
 
@@ -212,7 +163,7 @@ def _describe_exif(data: bytes) -> dict[str, Any]:
 
 
 def _describe_thumbnail(data: bytes) -> dict[str, Any]:
-    image = _thumbnail_head(data)
+    image = thumbnail_head(data)
     return {"format": image.format, "width": image.width, "height": image.height}
 
 
