@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from mlic_fast.pictures.alpha import pack_alpha, unpack_alpha
 from mlic_fast.pictures.picture import PILLOW_MODES, Mode, Picture, Pixels, to_pillow
-from mlic_fast.pictures.reading import open_image, read_head
+from mlic_fast.pictures.reading import open_image, read_head, read_picture
 from mlic_fast.pictures.tensors import FADE, Padding, Rounding, crop, pad_to_64, to_pixels, to_tensor
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "pack_alpha",
     "pad_to_64",
     "read_head",
+    "read_picture",
     "to_pillow",
     "to_pixels",
     "to_tensor",

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from mlic_fast.bitstream.container import Mode as Mode
+from mlic_fast.pictures.resolution import Resolution
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -28,6 +29,8 @@ class Picture:
     exif: EXIF data as a TIFF file, without the "Exif\\0\\0" in front and without orientation.
     xmp: XMP packet, UTF-8, without orientation.
     comment: as JPEG and GIF files have them.
+    resolution: pixels an inch, or the shape of a pixel, of the upright picture.
+    notes: what of the source could not be kept, in words.
     """
 
     pixels: Pixels
@@ -37,6 +40,8 @@ class Picture:
     exif: bytes | None = None
     xmp: bytes | None = None
     comment: str | None = None
+    resolution: Resolution | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def height(self) -> int:
