@@ -141,6 +141,12 @@ def report(options: argparse.Namespace, facts: Mapping[str, Any], text: str) -> 
     print(json.dumps(facts) if options.json else printable(text), file=stream)
 
 
+def warn(options: argparse.Namespace, text: str) -> None:
+    """Say on standard error what is to be known beside the report."""
+    if sys.stderr is not None:
+        print(f"mlic-fast {options.command}: warning: {printable(text)}", file=sys.stderr)
+
+
 def _is_plain(path: Path) -> bool:
     return path.is_file() or path.is_dir() or not path.exists()
 
