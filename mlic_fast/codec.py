@@ -55,6 +55,8 @@ def encode(
     metadata: bool = True,
     thumbnail: int = 0,
     reduce_depth: bool = False,
+    frame: int | None = None,
+    strict: bool = False,
 ) -> bytes:
     """Compress a picture.
 
@@ -68,15 +70,17 @@ def encode(
     limits: what the picture may measure; None: Pillow's pixel limit.
     guard: protect the .mlic file against rounding differences between machines (docs/portability.md); without it
         the file is some 0.2 % smaller, and is only sure to decode where it was written.
-    metadata: False leaves EXIF, XMP and comments out. The colour profile stays: colours need it.
+    metadata: False leaves EXIF, XMP, comments and the resolution out. The colour profile stays: colours need it.
     thumbnail: pixels of the longer side of a thumbnail to put into the file, at most 512; 0: none.
     reduce_depth: 16-bit samples become 8-bit ones instead of being refused.
+    frame: which picture of an animation or a document, from 1; None: the first.
+    strict: refuse a picture of which something cannot be kept, which otherwise is said with a NotKeptWarning.
 
     Raises FileNotFoundError, ImageError, LimitError, CheckpointError, WrongWeightsError, DeviceError, NotAModelError.
     """
     if format not in get_args(FileFormat):
         raise BitstreamError(f"there is no file format {format!r}: use one of {', '.join(get_args(FileFormat))}")
-    picture = open_image(image, limits, reduce_depth)
+    picture = open_image(image, limits, reduce_depth, frame=frame, strict=strict)
     if format == "official":
         if picture.alpha is not None or thumbnail:
             raise ImageError("the official layout holds neither alpha nor a thumbnail: use the format mlic")
@@ -121,7 +125,7 @@ def decode(
 ) -> Image.Image:
     """Decompress what `encode` wrote, in either format, to a PIL image of mode "L", "LA", "RGB" or "RGBA".
 
-    Its `info` has what the file carries, under Pillow's names: icc_profile, exif, xmp, comment.
+    Its `info` has what the file carries, under Pillow's names: icc_profile, exif, xmp, comment, dpi.
 
     model: the model it was written with; None: found by the file's fingerprint among the bundled
         models and the files in MLIC_FAST_MODELS. Files in the official layout name no weights,

@@ -45,6 +45,7 @@ def encode_many(
     metadata: bool = True,
     thumbnail: int = 0,
     reduce_depth: bool = False,
+    strict: bool = False,
 ) -> Generator[bytes | Exception, None, None]:
     """Compress pictures one after another, several at once: yields each one's file, in the order of `images`.
 
@@ -73,6 +74,7 @@ def encode_many(
             metadata=metadata,
             thumbnail=thumbnail,
             reduce_depth=reduce_depth,
+            strict=strict,
         )
 
     return work_through(work, images, in_flight, partial(take_own_stream, next(network.parameters()).device))

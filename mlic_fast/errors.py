@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one family of exceptions: every error this package raises on purpose is a MlicError.
+"""The one family of exceptions: every error this package raises on purpose is a MlicError. And one warning.
 
 Each class also derives from the built-in exception that a caller would expect, so that
 `except ValueError` around a decoder keeps working. Messages say what was wrong, where,
@@ -91,3 +91,7 @@ class TrainingError(MlicError, RuntimeError):
 
 class CurveError(MlicError, ValueError):
     """Points of rate and quality that make no curve, results that cannot be read, or curves that cannot be compared."""
+
+
+class NotKeptWarning(UserWarning):
+    """Something of a picture that could not be kept, or was changed, on the way in."""

@@ -40,7 +40,8 @@ from mlic_fast.bitstream import container
 from mlic_fast.errors import BitstreamError, MlicError, TargetError
 from mlic_fast.limits import Limits
 from mlic_fast.pictures.image import PILLOW_MODES, Picture, open_image
-from mlic_fast.pictures.metadata import from_pillow, info_of, open_thumbnail
+from mlic_fast.pictures.metadata import from_pillow, info_of
+from mlic_fast.pictures.thumbnail import open_thumbnail
 
 FORMAT = "MLIC"
 EXTENSION = ".mlic"

@@ -119,7 +119,7 @@ def encode_to_target(
 
     image: as `encode` takes it. target: a Target.
     models: registry models, names or paths to choose from; None: the ladder of `metric` at hand.
-    device, encode_options: for `encode`: limits, guard, metadata, thumbnail, reduce_depth.
+    device, encode_options: for `encode`: limits, guard, metadata, thumbnail, reduce_depth, frame, strict.
 
     Raises TargetError if there is no model to choose among, and what `encode` raises. A target that no model reaches
     raises nothing: `Hit.reached` is False then, and the nearest file is given.
@@ -127,7 +127,9 @@ def encode_to_target(
     from mlic_fast.pictures.image import open_image
 
     rungs = ladder(models, metric)
-    opening = {name: encode_options[name] for name in ("limits", "reduce_depth") if name in encode_options}
+    opening = {
+        name: encode_options[name] for name in ("limits", "reduce_depth", "frame", "strict") if name in encode_options
+    }
     picture = open_image(image, **opening)
     best: Hit | None = None
     nearest: Hit | None = None

@@ -159,7 +159,7 @@ def main() -> None:
     """Feed everything to the package."""
     import mlic_fast
     from mlic_fast.pictures.image import open_image
-    from mlic_fast.pictures.metadata import open_thumbnail
+    from mlic_fast.pictures.thumbnail import open_thumbnail
 
     network = mlic_fast.load("mlicpp-s-0.0067")
     mlic_fast.decode(mlic_fast.encode(Image.new("RGB", (64, 64)), network), network)  # what is loaded once is loaded

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from picture_samples import GREY, RGB, RNG, png, saved
 from PIL import Image
 
 from mlic_fast.bitstream import container
-from mlic_fast.errors import BitstreamError, ImageError
+from mlic_fast.errors import BitstreamError, ImageError, NotKeptWarning
 from mlic_fast.pictures.image import open_image, pack_alpha, unpack_alpha
 
 ALPHA = RNG.integers(0, 256, (5, 7), dtype=np.uint8)
@@ -214,9 +215,15 @@ def test_a_transparent_value_among_16_bits() -> None:
     assert picture.mode == "grey-alpha"
     assert picture.alpha is not None
     assert picture.alpha.tolist() == [[255, 255, 0, 255, 255, 255]]
-    deep_colour = png(2, 1, 16, 2, b"\0" + bytes(range(12)), before=b"tRNS" + bytes(6))
-    with pytest.raises(ImageError, match="transparent colour with 16 bits"):
-        open_image(deep_colour, reduce_depth=True)
+    deep_colour = png(2, 1, 16, 2, b"\0" + bytes(range(12)), before=b"tRNS" + bytes(range(6)))
+    colours = open_image(deep_colour, reduce_depth=True)
+    assert colours.mode == "rgb-alpha"
+    assert colours.alpha is not None
+    assert colours.alpha.tolist() == [[0, 255]]
+    with Image.open(io.BytesIO(deep_colour)) as image:
+        image.load()  # of which the lower bytes are gone
+        with pytest.warns(NotKeptWarning, match="transparent colour of 16 bits"):
+            assert open_image(image, reduce_depth=True).mode == "rgb"
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from mlic_fast.bitstream import container
 from mlic_fast.cli import batch, folders
 from mlic_fast.cli.common import CommandError
 from mlic_fast.cli.main import main
+from mlic_fast.cli.record import PREFIX
 from mlic_fast.cli.shards import Shard
 
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX signals, links and pipes")
@@ -49,8 +50,9 @@ def paint(path: Path, seed: int = 0, size: tuple[int, int] = (40, 30), mode: str
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Relative names and contents, hidden files included."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    """Relative names and contents, hidden files included but for the record of what was made."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(PREFIX)]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def encoded(arguments: list[str], capsys: pytest.CaptureFixture[str], code: int = 0) -> dict[str, Any]:
@@ -242,7 +244,10 @@ def test_wrong_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
         assert words in capsys.readouterr().err
     assert sorted(path.name for path in Path().iterdir()) == ["file", "in"]
     Path("empty").mkdir()
-    assert encoded(["encode", "empty", "-o", "out"], capsys)["files"] == 0
+    for command in ("encode", "decode"):
+        assert main([command, "empty", "-o", "out"]) == 4
+        assert "holds no" in capsys.readouterr().err
+    assert not Path("out").exists()
 
 
 def test_a_full_disk_ends_the_work(

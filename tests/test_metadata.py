@@ -19,6 +19,7 @@ from mlic_fast.errors import BitstreamError, ImageError, LimitError
 from mlic_fast.limits import Limits
 from mlic_fast.pictures import metadata
 from mlic_fast.pictures.image import Picture, open_image
+from mlic_fast.pictures.thumbnail import make_thumbnail, open_thumbnail
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -192,8 +193,8 @@ def test_thumbnails(side: int, alpha: bool) -> None:
     picture = Picture(PIXELS, "rgb")
     if alpha:
         picture = Picture(PIXELS, "rgb-alpha", alpha=np.full((40, 60), 77, np.uint8))
-    data = metadata.make_thumbnail(picture, side)
-    small = metadata.open_thumbnail(data)
+    data = make_thumbnail(picture, side)
+    small = open_thumbnail(data)
     assert (small.format, small.mode) == (("PNG", "RGBA") if alpha else ("JPEG", "RGB"))
     assert max(small.size) == min(side, 60)
     if side > 1:
@@ -203,16 +204,16 @@ def test_thumbnails(side: int, alpha: bool) -> None:
 
 def test_no_thumbnail_has_more_than_64_kib() -> None:
     noise = np.random.default_rng(1).integers(0, 256, (700, 700, 4), dtype=np.uint8)
-    opaque = metadata.make_thumbnail(Picture(noise[..., :3].copy(), "rgb"), 512)
-    assert max(metadata.open_thumbnail(opaque).size) == 512
-    alpha = metadata.make_thumbnail(Picture(noise[..., :3].copy(), "rgb-alpha", alpha=noise[..., 3].copy()), 512)
+    opaque = make_thumbnail(Picture(noise[..., :3].copy(), "rgb"), 512)
+    assert max(open_thumbnail(opaque).size) == 512
+    alpha = make_thumbnail(Picture(noise[..., :3].copy(), "rgb-alpha", alpha=noise[..., 3].copy()), 512)
     assert max(len(opaque), len(alpha)) <= 65536
 
 
 @pytest.mark.parametrize("side", [-1, 513, 1.5, "64", True])
 def test_thumbnails_of_no_size(side: Any) -> None:
     with pytest.raises(ImageError, match="1 to 512"):
-        metadata.make_thumbnail(FULL, side)
+        make_thumbnail(FULL, side)
 
 
 @pytest.mark.parametrize(
@@ -226,7 +227,7 @@ def test_thumbnails_of_no_size(side: Any) -> None:
 )
 def test_thumbnails_that_are_none(data: bytes) -> None:
     with pytest.raises(BitstreamError, match="thumbnail"):
-        metadata.open_thumbnail(data)
+        open_thumbnail(data)
     assert "problem" in metadata.describe(ChunkKind.THUMBNAIL, data) or data.startswith(b"\xff\xd8")
 
 
@@ -234,7 +235,7 @@ def test_large_thumbnails_are_refused_before_they_are_decoded() -> None:
     buffer = io.BytesIO()
     Image.new("L", (513, 2)).save(buffer, "PNG")
     with pytest.raises(BitstreamError, match="513 x 2"):
-        metadata.open_thumbnail(buffer.getvalue())
+        open_thumbnail(buffer.getvalue())
 
 
 def test_descriptions() -> None:
@@ -245,7 +246,7 @@ def test_descriptions() -> None:
     assert len(said["Software"]) == 200
     assert metadata.describe(ChunkKind.ICC_PROFILE, PROFILE) == {"description": "sRGB built-in"}
     assert metadata.describe(ChunkKind.COMMENT, "Grüß".encode()) == {"text": "Grüß"}
-    thumbnail = metadata.describe(ChunkKind.THUMBNAIL, metadata.make_thumbnail(FULL, 30))
+    thumbnail = metadata.describe(ChunkKind.THUMBNAIL, make_thumbnail(FULL, 30))
     assert thumbnail == {"format": "JPEG", "width": 30, "height": 20}
     assert metadata.describe(0xFE, b"anything") == metadata.describe(ChunkKind.XMP, XMP) == {}
     assert "problem" in metadata.describe(ChunkKind.ICC_PROFILE, b"no profile")

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from mlic_fast.cli.main import main
+from mlic_fast.cli.record import PREFIX
 from mlic_fast.train.prepare import Settings, half, prepare, prepare_all
 
 RNG = np.random.default_rng(0)
@@ -160,7 +161,8 @@ def report(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 1
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(PREFIX)]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def test_a_folder(sources: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,6 +47,10 @@ def test_metadata_are_kept_where_the_format_has_a_place(
 ) -> None:
     path = tmp_path / f"picture{ending}"
     image = decoded(mode)
+    if ending == ".gif":  # which holds 256 colours
+        info = image.info
+        image = image.quantize(100).convert(mode)
+        image.info = info
     before = dict(image.info)
     assert save_picture(image, path) == lost
     assert image.info == before
@@ -102,6 +106,99 @@ def test_what_is_too_long_for_a_jpeg_is_left_out() -> None:
 def test_endings_that_pillow_does_not_write(tmp_path: Path, name: str, message: str) -> None:
     with pytest.raises(ImageError, match=message):
         save_picture(decoded(), tmp_path / name)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "LA"])
+def test_every_format_holds_the_picture_or_says_that_it_does_not(tmp_path: Path, mode: str) -> None:
+    """Size and pixels, for each ending that Pillow writes."""
+    Image.init()
+    gradient = (
+        np.linspace(0, 255, 480)[None, :, None] * np.array([1, 0.5, 0.9, 1]) + np.linspace(0, 90, 320)[:, None, None]
+    )
+    images = [Image.fromarray(gradient.clip(0, 255).astype(np.uint8)).convert(mode), decoded(mode)]
+    held: set[str] = set()
+    for ending, kind in Image.EXTENSION.items():
+        if kind not in Image.SAVE or kind in {"EPS", "MLIC", "PDF"}:  # these are not read again
+            continue
+        for image in images:
+            path = tmp_path / f"picture{ending}"
+            try:
+                save_picture(image, path)
+            except ImageError:
+                continue
+            held.add(kind)
+            with Image.open(path) as again:
+                assert again.size == image.size, ending
+                pixels = np.asarray(again.convert(mode)).astype(int)
+            loss = np.abs(pixels - np.asarray(image))
+            if kind in {"JPEG", "MPO"}:
+                assert image is not images[0] or np.sqrt(np.square(loss).mean()) < 2, ending
+            else:
+                assert loss.max() <= (4 if kind == "AVIF" else 0), ending
+    assert held >= {"PNG", "TIFF", "WEBP", "JPEG2000", "AVIF", "TGA"}
+    assert ("JPEG" in held) == (mode in {"RGB", "L"})
+
+
+@pytest.mark.parametrize(
+    ("ending", "size", "words"),
+    [
+        (".ico", (480, 320), "256 x 256"),
+        (".icns", (480, 320), "1024 x 1024"),
+        (".icns", (256, 256), "1024 x 1024"),
+        (".gif", (40, 40), "256 colours"),
+        (".spi", (40, 40), None),
+    ],
+)
+def test_formats_that_cannot_hold_the_picture(
+    tmp_path: Path, ending: str, size: tuple[int, int], words: str | None
+) -> None:
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
+    path = tmp_path / f"picture{ending}"
+    with pytest.raises(ImageError, match=words):
+        save_picture(image, path)
+    assert not path.exists()
+    if ending == ".ico":
+        save_picture(image.resize((48, 30)), path)
+        assert Image.open(path).size == (48, 30)
+
+
+def test_a_quality_is_taken() -> None:
+    sizes = {}
+    for kind in ("JPEG", "WEBP", "AVIF"):
+        for quality in (30, 90, None):
+            buffer = io.BytesIO()
+            save_picture(decoded(), buffer, kind, **({} if quality is None else {"quality": quality}))
+            sizes[quality] = buffer.tell()
+        assert sizes[30] < sizes[90] < sizes[None], kind
+
+
+@pytest.mark.parametrize(
+    ("ending", "kept"), [(".png", 1), (".jpg", 1), (".tif", 1), (".bmp", 1), (".webp", 0), (".ppm", 0)]
+)
+def test_resolution_is_written(tmp_path: Path, ending: str, kept: bool) -> None:
+    path = tmp_path / f"picture{ending}"
+    image = decoded()
+    image.info = {"dpi": (300.0, 150.0)}
+    assert save_picture(image, path) == (() if kept else ("dpi",))
+    found = open_image(path).resolution
+    assert (found is not None) == kept
+    if found is not None:
+        assert (round(found.x), round(found.y)) == (300, 150)
+    image.info = {}
+    save_picture(image, path)
+    assert open_image(path).resolution is None
+
+
+def test_texts_of_exif_data_in_tiff_files(tmp_path: Path) -> None:
+    text = "© Jörg".encode()
+    entry = b"\x01\x00\x98\x82\x02\x00" + (len(text) + 1).to_bytes(4, "little") + (26).to_bytes(4, "little") + bytes(4)
+    image = decoded()
+    image.info = {"exif": b"Exif\0\0II*\0\x08\0\0\0" + entry + text + b"\0"}
+    for ending in (".tif", ".png", ".jpg", ".webp"):
+        save_picture(image, tmp_path / f"picture{ending}")
+        exif = open_image(tmp_path / f"picture{ending}").exif
+        assert exif is not None
+        assert text + b"\0" in exif
 
 
 def test_a_file_object_needs_a_format() -> None:

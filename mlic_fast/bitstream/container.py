@@ -62,6 +62,7 @@ class ChunkKind(IntEnum):
     XMP = 0x83
     COMMENT = 0x84
     THUMBNAIL = 0x85
+    RESOLUTION = 0x86
 
 
 _NEEDED = (ChunkKind.Z_STREAM, ChunkKind.Y_STREAM, ChunkKind.GUARD, ChunkKind.ALPHA)

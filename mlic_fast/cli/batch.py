@@ -8,16 +8,18 @@ import contextlib
 import errno
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mlic_fast.cli import common, folders
+from mlic_fast.cli.record import Record
 from mlic_fast.cli.shards import Shard
 from mlic_fast.concurrent import IN_FLIGHT, work_through
-from mlic_fast.errors import DeviceError
+from mlic_fast.errors import DeviceError, NoPicturesError
 from mlic_fast.output import remove_abandoned, try_folder, write_whole
 
 # The next file would fail as this one did.
@@ -26,14 +28,20 @@ _HOPELESS = {errno.ENOSPC, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC)}
 # Between lines in a log; a terminal has a bar.
 _LOG_SECONDS = 60.0
 
+_NAMED = 5
+
 
 @dataclass(frozen=True)
 class Made:
-    """What came of one file. content: to be written; pixels: of the picture; coded_bytes: of the compressed file."""
+    """What came of one file.
+
+    content: to be written; pixels: of the picture; coded_bytes: of the compressed file; notes: what could not be kept.
+    """
 
     content: bytes
     pixels: int
     coded_bytes: int
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -41,13 +49,18 @@ class Direction:
     """What distinguishes encoding a folder from decoding it.
 
     done: "encoded". ending: of the files made. is_wanted: tells from a name whether a file is taken.
-    replaceable: whether a file that is older than its source may be made anew without being asked for.
+    replaceable: whether a file that is older than its source, and that the record does not know, may be made anew
+        without being asked for. wanted: what is_wanted takes, in words. settings: what files depend on beside their
+        sources, for the record. other_model: tells of a file that is there whether another model made it.
     """
 
     done: str
     ending: str
     is_wanted: Callable[[str], bool]
     replaceable: bool
+    wanted: str
+    settings: Mapping[str, Any]
+    other_model: Callable[[Path], bool] = lambda target: False
 
 
 def add_folder_arguments(parser: argparse.ArgumentParser) -> None:
@@ -90,21 +103,36 @@ def run(
 
     shard: the part of the files that is this process's. work: makes one file's content from its source, in threads.
     model_name: for the report. device: on which `work` computes. Raises SomeFailedError, when all others are done, if
-    files could not be made; OSError where it makes no sense to go on (the disk is full).
+    files could not be made; NoPicturesError if the folder has nothing to make anything of; OSError where it makes no
+    sense to go on (the disk is full).
     """
     source, target = Path(options.input), Path(options.output)
     try_folder(target)
     with common.progress(f"looking through {source}"):
         found = folders.plan(source, target, direction.ending, direction.is_wanted)
+        if not found.tasks and not found.problems:
+            raise NoPicturesError(f"{source} holds no {direction.wanted}: name another folder")
+        record = Record(source, target, direction.settings, shard.rank)
+        record.compact()
         progress = _Progress(found.problems if shard.rank == 0 else ())
         mine = shard.of(found.tasks)
         tasks = []
+        anew: Counter[str] = Counter()
         for task in mine:
             try:
-                if not folders.is_done(task, options.existing, replaceable=direction.replaceable):
-                    tasks.append(task)
+                why = folders.why_made(
+                    task,
+                    options.existing,
+                    replaceable=direction.replaceable,
+                    record=record,
+                    other_model=direction.other_model,
+                )
             except OSError as error:
                 progress.failures.append((task.source, error))
+                continue
+            if why is not None:
+                tasks.append(task)
+                anew.update([why] if why not in folders.EXPECTED else [])
         skipped = len(mine) - len(tasks) - (len(progress.failures) - progress.unread)
         for folder in {task.target.parent for task in mine}:
             remove_abandoned(folder)
@@ -115,6 +143,7 @@ def run(
         made = work(task.source)
         task.target.parent.mkdir(parents=True, exist_ok=True)
         write_whole(task.target, made.content, (times.st_atime_ns, times.st_mtime_ns))
+        record.note(task.source, task.target, times)
         return made
 
     from mlic_fast.compute.device import resolve_device, take_own_stream
@@ -136,8 +165,17 @@ def run(
             print(line, file=sys.stderr)
         raise
 
+    left_over = record.left_over(task.target for task in found.tasks) if shard.rank == 0 else []
+    if left_over:
+        common.warn(
+            options,
+            f"{len(left_over):,} files of earlier runs have no picture, or another name, now: "
+            + ", ".join([*map(str, left_over[:_NAMED]), *["…"][: len(left_over) > _NAMED]]),
+        )
     counts = {
         "already there": skipped,
+        **{f"made anew, {why}": count for why, count in anew.items()},
+        "with something that could not be kept": len(progress.notes),
         "other files left out": found.others,
         "links to folders not followed": found.links,
         "ending kept because names met": found.renamed,
@@ -150,6 +188,9 @@ def run(
         "shard": {"rank": shard.rank, "count": shard.count},
         **progress.facts(),
         "skipped": skipped,
+        "redone": dict(anew),
+        "left_over": [str(path) for path in left_over],
+        "notes": [{"input": str(path), "notes": list(notes)} for path, notes in progress.notes],
         "others": found.others,
         "links": found.links,
         "renamed": found.renamed,
@@ -181,6 +222,7 @@ class _Progress:
     def __init__(self, problems: Iterable[tuple[Path, Exception]]) -> None:
         self.failures = list(problems)
         self.unread = len(self.failures)
+        self.notes: list[tuple[Path, tuple[str, ...]]] = []
         self._files = self._pixels = self._bytes = 0
         self._start = time.perf_counter()
 
@@ -190,6 +232,8 @@ class _Progress:
             self._files += 1
             self._pixels += result.pixels
             self._bytes += result.coded_bytes
+            if result.notes:
+                self.notes.append((task.source, result.notes))
             return
         if isinstance(result, OSError) and result.errno in _HOPELESS:
             raise result

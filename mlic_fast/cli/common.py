@@ -156,6 +156,12 @@ def report(options: argparse.Namespace, facts: Mapping[str, Any], text: str) -> 
         raise OSError(error.errno, error.strerror, "standard output") from error
 
 
+def warn(options: argparse.Namespace, text: str) -> None:
+    """Say on standard error what is to be known beside the report."""
+    if sys.stderr is not None:
+        print(f"mlic-fast {options.command}: warning: {printable(text)}", file=sys.stderr)
+
+
 def _is_plain(path: Path) -> bool:
     return path.is_file() or path.is_dir() or not path.exists()
 

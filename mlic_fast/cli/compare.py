@@ -16,7 +16,8 @@ DESCRIPTION = (
     "side, difference map. It holds the pictures and needs no network."
 )
 
-EPILOG = """Samples are compared as 8-bit numbers: colour profiles are not applied, alpha is left out, and
+EPILOG = """Samples are compared as 8-bit numbers: colour profiles are not applied, alpha is left out (colours
+of transparent pixels count like others), what else a picture loses on the way in is noted, and
 grey is repeated where the other picture is in colour. bpp counts the whole file, metadata included.
 MS-SSIM is not defined for pictures smaller than 161 pixels in one direction ("small").
 
@@ -40,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gain", type=_gain, default=8, metavar="N", help="enlarge differences in the page's maps N times (default: 8)"
     )
+    parser.add_argument("--reduce-depth", action="store_true", help="reduce 16-bit samples to 8 bits, not refuse them")
     common.add_model_arguments(parser)
     common.add_json_argument(parser)
     common.add_limit_arguments(parser)
@@ -61,7 +63,12 @@ def run(options: argparse.Namespace) -> None:
     common.set_threads(options)
     with common.progress("comparing"), common.limits(options) as limits:
         entries = compare_files(
-            options.reference, options.others, model=options.model, device=options.device, limits=limits
+            options.reference,
+            options.others,
+            model=options.model,
+            device=options.device,
+            limits=limits,
+            reduce_depth=options.reduce_depth,
         )
         if options.output is not None:
             common.write_output(options.output, page(entries, gain=options.gain).encode("utf-8", "backslashreplace"))
@@ -74,13 +81,18 @@ def run(options: argparse.Namespace) -> None:
             f"{entry.bpp:.4f}",
             decibels(entry.psnr) if index else table.NOTHING,
             similarity(entry) if index else table.NOTHING,
-            "; ".join(entry.notes) if index else "reference",
+            "; ".join((*([] if index else ["reference"]), *entry.notes)),
         )
         for index, entry in enumerate(entries)
     ]
     reference, *others = entries
     facts: dict[str, Any] = {
-        "reference": {"file": reference.name, "bytes": reference.bytes, "bpp": reference.bpp},
+        "reference": {
+            "file": reference.name,
+            "bytes": reference.bytes,
+            "bpp": reference.bpp,
+            "notes": list(reference.notes),
+        },
         "width": reference.picture.width,
         "height": reference.picture.height,
         "pictures": [

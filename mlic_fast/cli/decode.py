@@ -20,14 +20,19 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Decompress an .mlic file, or one in the layout of the official test script, to a picture. The picture's kind follows \
-from OUT's ending. Transparency must fit into it; colour profile, EXIF, XMP and comments are kept where it has a place \
-for them. The weights are found by the fingerprint in the file. The file appears whole or not at all.
+from OUT's ending. It is written without loss where that kind can (PNG, TIFF, WebP, JPEG 2000, …), else with little: \
+JPEG with quality 95 and AVIF with 100, without subsampling colours; --quality says otherwise. A kind that cannot \
+hold the picture (transparency in JPEG, more than 256 colours in GIF, another size in an icon) is refused. Colour \
+profile, EXIF, XMP, comments and resolution are kept where it has a place for them; what it has none for is named. \
+The weights are found by the fingerprint in the file. The file appears whole or not at all.
 
 If IN is a folder, all .mlic files in it and in its subfolders (with --model also .bin files, in the official layout) \
 are decompressed to a tree of the same shape in the folder OUT. Pictures get the times of their files. A picture that \
-is as new as its file is taken to be done, so the same command goes on after it was stopped. An older one, which may \
-be an original, is replaced only with --overwrite. Hidden files, other files and links to folders are left out. A file \
-that fails does not stop the others: failures are listed at the end.
+was made of the same file with the same options is done (hidden files in OUT, .mlic-fast-record-*, say so; without \
+them its time decides), so the same command goes on after it was stopped. An older one that is not known from an \
+earlier run, and may be an original, is replaced only with --overwrite. Hidden files, other files and links to \
+folders are left out. A file that fails does not stop the others: failures are listed at the end. A folder without \
+any file to decode is an error (exit code 4).
 """
 
 EPILOG = """several GPUs or machines:
@@ -60,6 +65,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=".EXT",
         help="the kind of pictures in a folder or to standard output (default: %(default)s)",
     )
+    parser.add_argument(
+        "--quality",
+        type=common.positive_of(100),
+        metavar="N",
+        help="of JPEG, AVIF, PDF, and of WebP, which is written without loss otherwise: 1 to 100",
+    )
     common.add_model_arguments(parser)
     common.add_json_argument(parser)
     common.add_limit_arguments(parser)
@@ -80,6 +91,7 @@ def _file(options: argparse.Namespace, limits: Limits) -> None:
     common.try_output(options.output)
     to_stream = options.output == common.STANDARD_STREAM
     kind = _kind_of(options.suffix if to_stream else Path(options.output).suffix, options.output)
+    saving = _saving(options, kind)
     data = common.read_input(options.input)
     from mlic_fast.codec import decode, open_model_of
 
@@ -89,7 +101,7 @@ def _file(options: argparse.Namespace, limits: Limits) -> None:
         start = time.perf_counter()
         image = decode(data, model, limits=limits)
         seconds = time.perf_counter() - start
-    content, dropped = _saved(image, kind, options.output)
+    content, dropped = _saved(image, kind, options.output, saving)
     common.write_output(options.output, content)
     facts = {
         "input": options.input,
@@ -108,10 +120,11 @@ def _file(options: argparse.Namespace, limits: Limits) -> None:
 
 def _folder(options: argparse.Namespace, limits: Limits) -> None:
     kind = _kind_of(options.suffix, f"--suffix {options.suffix}")
+    saving = _saving(options, kind)
     folders.check_folders(options.input, options.output, options.suffix.lower(), apart=True)
     shard = Shard.of_environment()
     common.set_threads(options)
-    from mlic_fast.codec import decode, open_model
+    from mlic_fast.codec import decode, model_fingerprint, open_model
     from mlic_fast.compute.device import resolve_device
     from mlic_fast.concurrent import opener
 
@@ -125,14 +138,18 @@ def _folder(options: argparse.Namespace, limits: Limits) -> None:
         data = common.read_input(str(source))
         model = open_model_of(data, named, device, limits)
         image = decode(data, model, limits=limits)
-        content, _ = _saved(image, kind, str(source))
-        return batch.Made(content, image.width * image.height, len(data))
+        content, dropped = _saved(image, kind, str(source), saving)
+        notes = tuple(f"{kind} has no place for {name}" for name in dropped)
+        return batch.Made(content, image.width * image.height, len(data), notes)
 
     direction = batch.Direction(
         done="decoded",
         ending=options.suffix.lower(),
         is_wanted=lambda name: Path(name).suffix.lower() in endings,
         replaceable=False,
+        wanted="compressed file (.mlic, and with --model .bin)",
+        # which model decodes follows from the file, unless it names none
+        settings={"model": None if named is None else model_fingerprint(named).hex(), "quality": options.quality},
     )
     batch.run(options, shard, direction, work, None if named is None else named.name, device)
 
@@ -148,13 +165,24 @@ def _kind_of(ending: str, name: str) -> str:
     return kind
 
 
-def _saved(image: Image.Image, kind: str, name: str) -> tuple[bytes, tuple[str, ...]]:
+def _saving(options: argparse.Namespace, kind: str) -> dict[str, int]:
+    """Options for saving a picture of this kind. Raises CommandError."""
+    from mlic_fast.pictures.save import WITH_QUALITY
+
+    if options.quality is None:
+        return {}
+    if kind not in WITH_QUALITY:
+        raise common.CommandError(f"--quality is for {', '.join(sorted(WITH_QUALITY))}: {kind} has none")
+    return {"quality": options.quality}
+
+
+def _saved(image: Image.Image, kind: str, name: str, saving: dict[str, int]) -> tuple[bytes, tuple[str, ...]]:
     """Contents of the picture's file, and which metadata it has no place for. Raises ImageError."""
     from mlic_fast.pictures.save import save_picture
 
     content = io.BytesIO()
     try:
-        dropped = save_picture(image, content, kind)
+        dropped = save_picture(image, content, kind, **saving)
     except ImageError as error:
         raise ImageError(f"{name}: {error}") from error
     return content.getvalue(), dropped

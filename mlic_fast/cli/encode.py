@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlic_fast.cli import batch, common, folders
 from mlic_fast.cli.shards import Shard
-from mlic_fast.errors import TargetError
+from mlic_fast.errors import MlicError, TargetError
 
 if TYPE_CHECKING:
     from mlic_fast.limits import Limits
@@ -22,15 +21,18 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Compress a picture (anything Pillow reads: PNG, JPEG, WebP, …; grey or RGB, with or without transparency) to an .mlic \
-file. Colour profile, EXIF, XMP and comments are kept; EXIF orientation is applied. The file appears whole or not at \
-all.
+file. Colour profile, EXIF, XMP, comments and resolution are kept; orientation is applied. What cannot be kept is \
+named in a warning (and in --json): further pictures of an animation or document, deeper samples, inks. The file \
+appears whole or not at all.
 
 If IN is a folder, all pictures in it and in its subfolders are compressed to a tree of the same shape in the folder \
-OUT, which may be IN itself. Files get the times of their pictures. A file that is as new as its picture is taken to \
-be done, so the same command goes on after it was stopped, and does only what has changed when it is run again. \
-Pictures are known by the endings of their names; hidden files, other files and links to folders are left out. If two \
-names would give one (a.png, a.jpg), both keep their ending (a.png.mlic, a.jpg.mlic). A picture that fails does not \
-stop the others: failures are listed at the end.
+OUT, which may be IN itself. Files get the times of their pictures. A file that was made of the same picture with the \
+same model and options is done (hidden files in OUT, .mlic-fast-record-*, say so; without them its time and the model \
+that it names decide), so the same command goes on after it was stopped, and does only what has changed when it is \
+run again. Pictures are known by the endings of their names; hidden files, other files and links to folders are left \
+out. If two names would give one (a.png, a.jpg), both keep their ending (a.png.mlic, a.jpg.mlic); what an earlier run \
+called otherwise is named. A picture that fails does not stop the others: failures are listed at the end. A folder \
+without any picture is an error (exit code 4).
 """
 
 EPILOG = """several GPUs or machines:
@@ -63,13 +65,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--format", choices=("mlic", "official"), default="mlic", help="layout (default: %(default)s)")
     parser.add_argument(
-        "--measure", action="store_true", help="decode again and report PSNR and MS-SSIM (of a single picture)"
+        "--measure",
+        action="store_true",
+        help="decode again and report PSNR and MS-SSIM of the colours (of a single picture)",
     )
     common.add_model_arguments(parser)
     common.add_json_argument(parser)
 
     kept = parser.add_argument_group("what the file holds")
-    kept.add_argument("--strip-metadata", action="store_true", help="leave out EXIF, XMP and comments; not the profile")
+    kept.add_argument(
+        "--strip-metadata", action="store_true", help="leave out EXIF, XMP, comments and resolution; not the profile"
+    )
     kept.add_argument(
         "--thumbnail",
         type=common.positive_of(512),
@@ -78,6 +84,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="put in a thumbnail with a longer side of N pixels, at most 512 (default: none)",
     )
     kept.add_argument("--reduce-depth", action="store_true", help="reduce 16-bit samples to 8 bits, not refuse them")
+    kept.add_argument(
+        "--frame",
+        type=common.positive_of(2**31),
+        metavar="N",
+        help="which picture of an animation or a document to take, from 1 (default: the first, with a warning)",
+    )
+    kept.add_argument(
+        "--strict", action="store_true", help="refuse a picture of which something cannot be kept, not warn about it"
+    )
     kept.add_argument(
         "--no-guard",
         action="store_true",
@@ -128,6 +143,8 @@ def _file(options: argparse.Namespace, limits: Limits) -> None:
     common.try_output(options.output)
     source = common.read_input(options.input) if options.input == common.STANDARD_STREAM else options.input
     picture = _open(source, options, limits)
+    for note in picture.notes:
+        common.warn(options, f"{options.input}: {note}")
     with common.progress(f"encoding {picture.width} x {picture.height} pixels"):
         model = _open_model(options, options.device)
         done = _encode(picture, options, limits, model, options.device)
@@ -142,6 +159,7 @@ def _file(options: argparse.Namespace, limits: Limits) -> None:
         "bytes": len(done.data),
         "bpp": 8 * len(done.data) / (picture.width * picture.height),
         "seconds": done.seconds,
+        "notes": list(picture.notes),
     }
     lines = [
         f"{options.output}: {picture.width} x {picture.height} pixels in {len(done.data):,} bytes, "
@@ -153,7 +171,7 @@ def _file(options: argparse.Namespace, limits: Limits) -> None:
         if done.hit.reached:
             lines.append(f"target {done.hit.summary()}; {len(done.hit.tried)} models tried")
         else:
-            print(f"mlic-fast encode: warning: {done.hit.summary()}", file=sys.stderr)
+            common.warn(options, done.hit.summary())
     if options.measure:
         from mlic_fast.codec import decode_tensor
         from mlic_fast.evaluate.metrics import compare
@@ -177,6 +195,8 @@ def _folder(options: argparse.Namespace, limits: Limits) -> None:
 
     if options.measure:
         raise common.CommandError("--measure is for a single picture; `mlic-fast compare` measures files")
+    if options.frame is not None:
+        raise common.CommandError("--frame is for a single file; of each file in a folder the first picture is taken")
     ending = _ENDINGS[options.format]
     folders.check_folders(options.input, options.output, ending, apart=False)
     shard = Shard.of_environment()
@@ -187,22 +207,54 @@ def _folder(options: argparse.Namespace, limits: Limits) -> None:
     def work(source: Path) -> batch.Made:
         done = _encode(_open(source, options, limits), options, limits, model, device)
         if done.hit is not None and not done.hit.reached:
-            print(f"mlic-fast encode: warning: {source}: {done.hit.summary()}", file=sys.stderr)
-        return batch.Made(done.data, done.picture.width * done.picture.height, len(done.data))
+            common.warn(options, f"{source}: {done.hit.summary()}")
+        for note in done.picture.notes:
+            common.warn(options, f"{source}: {note}")
+        picture = done.picture
+        return batch.Made(done.data, picture.width * picture.height, len(done.data), picture.notes)
 
     direction = batch.Direction(
         done="encoded",
         ending=ending,
         is_wanted=lambda name: Path(name).suffix.lower() in endings,
         replaceable=True,
+        wanted="picture of a kind that is read",
+        settings=_settings(options, model),
+        other_model=lambda target: model is not None and _is_of_another(target, model),
     )
     batch.run(options, shard, direction, work, None if model is None else model.name, device)
 
 
 def _open(source: Any, options: argparse.Namespace, limits: Limits) -> Picture:
-    from mlic_fast.pictures.image import open_image
+    from mlic_fast.pictures.image import read_picture
 
-    return open_image(source, limits, options.reduce_depth)
+    return read_picture(source, limits, options.reduce_depth, frame=options.frame, strict=options.strict)
+
+
+def _settings(options: argparse.Namespace, model: Network | None) -> dict[str, Any]:
+    """What files depend on beside their pictures."""
+    from mlic_fast.codec import model_fingerprint
+
+    if model is not None:
+        name = model_fingerprint(model).hex()
+    else:
+        from mlic_fast.rate_control import ladder
+
+        name = " ".join(rung.fingerprint.hex()[:16] for rung in ladder(_models(options)))
+    names = ("format", "strip_metadata", "thumbnail", "no_guard", "reduce_depth", "target_bpp", "target_size")
+    return {"model": name, **{key: getattr(options, key) for key in (*names, "target_psnr")}}
+
+
+def _is_of_another(target: Path, model: Network) -> bool:
+    """Whether a file names another model; one that names none, or is no file of ours, does not."""
+    from mlic_fast.bitstream import container
+    from mlic_fast.codec import model_fingerprint
+
+    try:
+        file = container.read(target.read_bytes(), container.NO_LIMITS)
+    except (MlicError, OSError):
+        return False
+    return file.fingerprint != model_fingerprint(model)[: container.FINGERPRINT_BYTES]
 
 
 def _open_model(options: argparse.Namespace, device: str) -> Network | None:

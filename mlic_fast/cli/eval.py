@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mlic_fast.evaluate.dataset import Contestant, Outcome
     from mlic_fast.evaluate.measurements import Point
     from mlic_fast.limits import Limits
+    from mlic_fast.pictures.folder import Found
 
 DESCRIPTION = """\
 Measure over all pictures in a folder and its subfolders. Each is compressed to a file, and what the file decodes to \
@@ -32,7 +33,8 @@ every picture, and report.md.
 """
 
 EPILOG = """Averages are means of the pictures' values; a picture that fails with one model counts with none.
-Colours alone are coded: alpha, colour profile and metadata are left out. Seconds are from pixels to
+Colours alone are coded and measured, those of transparent pixels too: alpha, colour profile and
+metadata are left out. What else a picture loses on the way in is named. Seconds are from pixels to
 the file's bytes and back, without reading and writing files; a model codes its first picture once
 before it is measured. MS-SSIM is not defined below 161 pixels (–). docs/evaluation.md says more.
 
@@ -69,6 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep", metavar="FOLDER", help="keep the models' compressed files there")
     parser.add_argument("--format", choices=("mlic", "official"), default="mlic", help="layout (default: %(default)s)")
     parser.add_argument("--no-guard", action="store_true", help="files without a guard")
+    parser.add_argument("--reduce-depth", action="store_true", help="reduce 16-bit samples to 8 bits, not refuse them")
     common.add_device_arguments(parser)
     common.add_json_argument(parser)
     common.add_limit_arguments(parser)
@@ -86,7 +89,7 @@ def run(options: argparse.Namespace) -> None:
             raise common.CommandError(f"{place} is a file: name a folder")
     common.set_threads(options)
     # what would go wrong at the end goes wrong at the beginning
-    pictures = pictures_in(Path(options.folder))
+    found = pictures_in(Path(options.folder))
     for place in (options.output, options.keep):
         if place is not None:
             try_folder(place)
@@ -98,12 +101,12 @@ def run(options: argparse.Namespace) -> None:
         groups += [of_codec(codec) for codec in codecs]
         settings = {codec.title: codec.settings for codec in codecs}
         _check_names(groups)
-        _evaluate(options, pictures, groups, settings, remarks, limits)
+        _evaluate(options, found, groups, settings, remarks, limits)
 
 
 def _evaluate(
     options: argparse.Namespace,
-    pictures: Sequence[Path],
+    found: Found,
     groups: Sequence[Sequence[Contestant]],
     settings: dict[str, str],
     remarks: list[str],
@@ -116,8 +119,10 @@ def _evaluate(
     from mlic_fast.evaluate.dataset import run as measure
     from mlic_fast.evaluate.measurements import averages, left_out
 
+    pictures = found.pictures
     contestants = [contestant for group in groups for contestant in group]
-    outcome = Outcome()
+    special = OSError("a pipe, socket or device, not a file: copy it to a file first")
+    outcome = Outcome(failures=[(path.relative_to(options.folder).as_posix(), None, special) for path in found.special])
     total = len(contestants) * len(pictures)
     terminal = sys.stderr is not None and sys.stderr.isatty()
     try:
@@ -131,6 +136,7 @@ def _evaluate(
                 Path(options.folder),
                 pictures,
                 limits=limits,
+                reduce_depth=options.reduce_depth,
                 advance=advance,
                 outcome=outcome,
             )
@@ -143,6 +149,10 @@ def _evaluate(
     apart = left_out(outcome.measurements)
     if apart:
         remarks = [*remarks, f"not in the averages, since not every codec managed them: {', '.join(apart)}"]
+    for name, notes in outcome.notes.items():
+        for note in notes:
+            common.warn(options, f"{name}: {note}")
+            remarks = [*remarks, f"{name}: {note}"]
     unwritten: OSError | None = None
     written: list[Path] = []
     try:
@@ -158,6 +168,7 @@ def _evaluate(
         ],
         "settings": settings,
         "remarks": remarks,
+        "notes": [{"picture": name, "notes": list(notes)} for name, notes in outcome.notes.items()],
         "failures": [
             {"picture": name, "codec": where, "error": common.message(e)} for name, where, e in outcome.failures
         ],
@@ -166,7 +177,7 @@ def _evaluate(
     lines = table.lines(reports.HEADS, reports.average_rows(points), {"codec", "point"}) if points else []
     if points:
         lines.append(f"means over {points[0].pictures} of {len(pictures)} pictures")
-    lines += remarks[len(remarks) - bool(apart) :]
+    lines += [f"not in the averages, since not every codec managed them: {', '.join(apart)}"] if apart else []
     lines += [f"written: {path}" for path in written]
     print_options = argparse.Namespace(json=options.json)  # the report goes to standard output, also with -o
     common.report(print_options, facts, "\n".join(lines))

@@ -14,11 +14,12 @@ from pathlib import Path, PurePath
 from typing import Literal
 
 from mlic_fast.cli.common import CommandError
+from mlic_fast.cli.record import TIME_STEP_NS, Record
 
 Existing = Literal["update", "skip", "overwrite"]
 
-# Some file systems keep times to two seconds.
-_TIME_STEP_NS = 2 * 10**9
+# Reasons for making a file that need not be told.
+EXPECTED = {"missing", "asked for"}
 
 
 @dataclass(frozen=True)
@@ -100,36 +101,51 @@ def plan(source: Path, target: Path, ending: str, is_wanted: Callable[[str], boo
     return found
 
 
-def is_done(task: Task, existing: Existing, *, replaceable: bool) -> bool:
-    """Whether a file need not be made, because it is there.
+def why_made(
+    task: Task,
+    existing: Existing,
+    *,
+    replaceable: bool,
+    record: Record | None = None,
+    other_model: Callable[[Path], bool] = lambda target: False,
+) -> str | None:
+    """Why a file is to be made: "missing", "asked for", or what has changed; None: it is done.
 
-    existing: "overwrite": never. "skip": if the target exists. "update": if it is as new as the source, as it is when
-        it was made from it, since it takes over the source's time.
-    replaceable: whether "update" may replace an older target; otherwise that raises FileExistsError.
+    existing: "overwrite": all are made. "skip": those that are missing. "update": also those whose source, model or
+        options are not those that the record says. Of files that the record does not know, those that are older than
+        their source or that another model made.
+    replaceable: whether "update" may replace an older target that the record does not know; otherwise that raises
+        FileExistsError.
+    other_model: tells of a file that is there whether another model made it.
 
     Raises OSError for a source that is missing or no file, and for a target that is a folder or the source itself.
     """
     source = task.source.stat()
     if not stat.S_ISREG(source.st_mode):
-        raise OSError(f"{task.source} is a pipe or a device, not a file: copy it to a file first")
+        raise OSError(f"{task.source} is a pipe, socket or device, not a file: copy it to a file first")
     try:
         target = task.target.stat()
     except FileNotFoundError:
-        return False
+        return "missing"
     if stat.S_ISDIR(target.st_mode):
         raise IsADirectoryError(f"{task.target}, which is to be written, is a folder: rename or move it")
     if os.path.samestat(source, target):
         raise FileExistsError(f"{task.target} is a link to {task.source} itself, which would be lost: remove it")
-    if existing != "update":
-        return existing == "skip"
-    if target.st_mtime_ns >= source.st_mtime_ns - _TIME_STEP_NS:
-        return True
+    if existing == "overwrite":
+        return "asked for"
+    if existing == "skip":
+        return None
+    known = None if record is None else record.why_anew(task.source, task.target, source, target)
+    if known is not None:
+        return known or None
+    if target.st_mtime_ns >= source.st_mtime_ns - TIME_STEP_NS:
+        return "made with another model" if other_model(task.target) else None
     if not replaceable:
         raise FileExistsError(
             f"{task.target} is there and older than {task.source}: it may be an original, so it is replaced only "
             "with --overwrite (and left alone with --skip)"
         )
-    return False
+    return "the picture has changed"
 
 
 def _targets(names: list[PurePath], ending: str, folder: Path) -> tuple[list[PurePath], int]:

@@ -21,10 +21,12 @@ DESCRIPTION = (
 )
 
 EPILOG = """Grey becomes RGB, 16 bits become 8, alpha is left out, orientation and colour profiles are applied
-(a profile that cannot be applied is dropped, with a note). Targets have the names and times of
-their sources; those that are there and as new as their source are skipped, so the same command
-goes on after it was stopped, with the same result. Where names meet (a.jpg beside a.png), the
-ending of the source is kept: a.jpg.png.
+(a profile that cannot be applied is dropped, with a note), CMYK goes through its profile. What a
+picture loses (further frames, depth) is noted. Targets have the names and times of their sources.
+Those that were made of the same source with the same options are skipped (hidden files in DST,
+.mlic-fast-record-*, say so), so the same command goes on after it was stopped, with the same
+result. Where names meet (a.jpg beside a.png), the ending of the source is kept: a.jpg.png. A
+folder without any picture is an error (exit code 4).
 
 examples:
   mlic-fast prepare-data photos training
@@ -61,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Prepare; raises NoPicturesError, SomeFailedError when all others are done, CommandError, OSError."""
+    from mlic_fast.cli.record import Record
     from mlic_fast.errors import NoPicturesError
     from mlic_fast.output import remove_abandoned, try_folder
     from mlic_fast.pictures.folder import picture_endings
@@ -73,18 +76,25 @@ def run(options: argparse.Namespace) -> None:
     endings = picture_endings()
     found = folders.plan(source, target, ending, lambda name: Path(name).suffix.lower() in endings)
     if not found.tasks and not found.problems:
-        raise NoPicturesError(f"{source} has no picture of a kind that can be read: name another folder")
+        raise NoPicturesError(f"{source} holds no picture of a kind that is read: name another folder")
+    record = Record(source, target, {"min_side": options.min_side, "halve": options.halve, "format": options.format})
+    record.compact()
     failures = [(path, common.message(error)) for path, error in found.problems]
     tasks: list[folders.Task] = []
+    anew: Counter[str] = Counter()
     there = 0
     for task in found.tasks:
         try:
-            if folders.is_done(task, "overwrite" if options.overwrite else "update", replaceable=True):
-                there += 1
-            else:
-                tasks.append(task)
+            existing: folders.Existing = "overwrite" if options.overwrite else "update"
+            why = folders.why_made(task, existing, replaceable=True, record=record)
         except OSError as error:
             failures.append((task.source, common.message(error)))
+            continue
+        if why is None:
+            there += 1
+        else:
+            tasks.append(task)
+            anew.update([why] if why not in folders.EXPECTED else [])
     for folder in {task.target.parent for task in found.tasks}:
         remove_abandoned(folder)
 
@@ -96,8 +106,10 @@ def run(options: argparse.Namespace) -> None:
         settings = Settings(options.min_side, options.halve, options.format, limits)
         jobs = options.jobs or os.cpu_count() or 1
         outcomes = prepare_all([(task.source, task.target) for task in tasks], settings, jobs)
-        for outcome in _shown(outcomes, len(tasks)):
+        for task, outcome in zip(tasks, _shown(outcomes, len(tasks)), strict=True):
             if outcome.status == "made":
+                if outcome.times is not None:
+                    record.note(task.source, task.target, outcome.times)
                 made.append(outcome)
                 notes.update(outcome.notes)
             elif outcome.status == "small":
@@ -113,6 +125,8 @@ def run(options: argparse.Namespace) -> None:
         "pixels": sum(outcome.width * outcome.height for outcome in made),
         "bytes": sum(outcome.bytes for outcome in made),
         "already_there": there,
+        "redone": dict(anew),
+        "left_over": [str(path) for path in record.left_over(task.target for task in found.tasks)],
         "too_small": small,
         "others": found.others,
         "links": found.links,
@@ -134,6 +148,8 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     )
     counts = {
         "already there": facts["already_there"],
+        **{f"made anew, {why}": count for why, count in facts["redone"].items()},
+        "left over from earlier runs, without a picture or of another name": len(facts["left_over"]),
         "too small": facts["too_small"],
         "other files left out": facts["others"],
         "links to folders not followed": facts["links"],

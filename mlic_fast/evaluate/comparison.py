@@ -18,7 +18,7 @@ from mlic_fast.bitstream import sniff
 from mlic_fast.errors import ImageError
 from mlic_fast.evaluate.metrics import bits_per_pixel, measure
 from mlic_fast.limits import Limits
-from mlic_fast.pictures.image import Picture, Pixels, open_image
+from mlic_fast.pictures.image import Picture, Pixels, open_image, read_picture
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +46,7 @@ def compare_files(
     model: Any = None,
     device: Any = None,
     limits: Limits | None = None,
+    reduce_depth: bool = False,
 ) -> tuple[Entry, ...]:
     """Read the files, decode what is compressed, and measure; the reference comes first.
 
@@ -53,15 +54,19 @@ def compare_files(
     colour profiles are not applied. Decoded pictures are rounded, as users get them.
 
     reference, others: paths. model: weights for compressed files; None: found by their fingerprints.
-    device, limits: as for `decode`.
+    device, limits: as for `decode`. reduce_depth: as for `open_image`.
 
     Raises ImageError for what is no picture or has another size than the reference, OSError, and what `decode` raises.
     """
-    first = _read(reference, model, device, limits)
-    return first, *(_measured(first, _read(other, model, device, limits)) for other in others)
+
+    def read(path: str | os.PathLike[str]) -> Entry:
+        return _read(path, model, device, limits, reduce_depth)
+
+    first = read(reference)
+    return first, *(_measured(first, read(other)) for other in others)
 
 
-def _read(path: str | os.PathLike[str], model: Any, device: Any, limits: Limits | None) -> Entry:
+def _read(path: str | os.PathLike[str], model: Any, device: Any, limits: Limits | None, reduce_depth: bool) -> Entry:
     name = os.fspath(path)
     file = Path(path)
     if file.is_dir():
@@ -74,9 +79,9 @@ def _read(path: str | os.PathLike[str], model: Any, device: Any, limits: Limits 
         data = file.read_bytes()
         picture = open_image(decode(data, model, device=device, limits=limits), limits)
     else:
-        picture = open_image(file, limits)
+        picture = read_picture(file, limits, reduce_depth)
     size = file.stat().st_size
-    return Entry(name, picture, size, bits_per_pixel(size, picture.height, picture.width))
+    return Entry(name, picture, size, bits_per_pixel(size, picture.height, picture.width), notes=picture.notes)
 
 
 def _measured(reference: Entry, entry: Entry) -> Entry:
@@ -86,7 +91,7 @@ def _measured(reference: Entry, entry: Entry) -> Entry:
             f"{entry.name} is {b.width} x {b.height}, the reference {reference.name} {a.width} x {a.height}: "
             "pictures of one size can be compared; crop or scale one of them first"
         )
-    notes = []
+    notes = list(entry.notes)
     if (a.icc_profile or b.icc_profile) and a.icc_profile != b.icc_profile:
         notes.append("another colour profile than the reference: samples are compared, not the colours seen")
     if not _same_alpha(a, b):

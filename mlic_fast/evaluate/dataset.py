@@ -14,14 +14,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlic_fast.errors import ImageError, MlicError
+from mlic_fast.errors import ImageError, MlicError, NoPicturesError
 from mlic_fast.evaluate.classical import Codec
 from mlic_fast.evaluate.measurements import Measurement
 from mlic_fast.evaluate.metrics import Quality, measure
 from mlic_fast.limits import Limits
 from mlic_fast.output import write_whole
-from mlic_fast.pictures.folder import find_pictures
-from mlic_fast.pictures.image import Picture, open_image
+from mlic_fast.pictures.folder import Found, look_through
+from mlic_fast.pictures.image import Picture, read_picture
 
 if TYPE_CHECKING:
     from mlic_fast.codec import FileFormat
@@ -58,24 +58,28 @@ class Contestant:
 
 @dataclass
 class Outcome:
-    """What was measured, and what failed: where (a contestant's name, or None for the picture itself) and why."""
+    """What was measured, and what failed: where (a contestant's name, or None for the picture itself) and why.
+
+    notes: what could not be kept of pictures, by their names.
+    """
 
     measurements: list[Measurement] = field(default_factory=list)
     failures: list[tuple[str, str | None, Exception]] = field(default_factory=list)
+    notes: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-def pictures_in(folder: Path) -> list[Path]:
-    """Pictures in a folder and its subfolders, see `picture_files.find_pictures`.
+def pictures_in(folder: Path) -> Found:
+    """Pictures in a folder and its subfolders, see `mlic_fast.pictures.folder.look_through`.
 
-    Raises OSError for a folder that cannot be read, ImageError if there are no pictures.
+    Raises OSError for a folder that cannot be read, NoPicturesError if there are no pictures.
     """
     if not folder.exists():
         raise FileNotFoundError(f"there is no folder {folder}")
     if not folder.is_dir():
         raise ImageError(f"{folder} is not a folder: name one with pictures in it")
-    found = find_pictures(folder)
-    if not found:
-        raise ImageError(f"there are no pictures in {folder}")
+    found = look_through(folder)
+    if not found.pictures and not found.special:
+        raise NoPicturesError(f"there are no pictures in {folder}: name another folder")
     return found
 
 
@@ -89,6 +93,7 @@ def colours_of(picture: Picture) -> Picture:
         exif=None,
         xmp=None,
         comment=None,
+        resolution=None,
     )
 
 
@@ -145,13 +150,15 @@ def run(
     pictures: Sequence[Path],
     *,
     limits: Limits | None = None,
+    reduce_depth: bool = False,
     advance: Callable[[], None] = lambda: None,
     outcome: Outcome | None = None,
 ) -> Outcome:
     """Measure every contestant over every picture. What fails is noted and does not stop the rest.
 
-    pictures: paths in the folder. advance: called after each coding. outcome: to be filled, so that a caller has what
-    was measured before an interruption. Raises OSError where it makes no sense to go on (the disk is full).
+    pictures: paths in the folder. reduce_depth: as for `open_image`. advance: called after each coding. outcome: to be
+    filled, so that a caller has what was measured before an interruption. Raises OSError where it makes no sense to go
+    on (the disk is full).
     """
     outcome = Outcome() if outcome is None else outcome
     unread: set[Path] = set()
@@ -161,11 +168,14 @@ def run(
             name = path.relative_to(folder)
             if path not in unread:
                 try:
-                    picture = colours_of(open_image(path, limits))
+                    whole = read_picture(path, limits, reduce_depth)
                 except (MlicError, OSError) as error:
                     unread.add(path)
                     outcome.failures.append((name.as_posix(), None, error))
                 else:
+                    if whole.notes:
+                        outcome.notes[name.as_posix()] = whole.notes
+                    picture = colours_of(whole)
                     try:
                         if not warm:
                             contestant.code(picture, name)

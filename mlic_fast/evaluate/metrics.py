@@ -76,11 +76,14 @@ def measure(a: Pixels, b: Pixels) -> tuple[float, float | None]:
 
 
 def compare(original: Picture, x_hat: torch.Tensor) -> Quality:
-    """Measure the model's output [1, 3, H, W], cropped, against the original, in both flavours."""
+    """Measure the model's output [1, 3, H, W], cropped, against the original, in both flavours.
+
+    Colours are measured, those of transparent pixels too, which a model codes like any other; alpha is without loss.
+    """
     rounded = to_pixels(x_hat, original.mode)
     truncated = to_pixels(x_hat, "rgb", rounding="truncate")
     pixels = original.pixels
-    rgb = pixels if original.mode == "rgb" else np.repeat(pixels[..., None], 3, axis=2)
+    rgb = pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
     return Quality(*measure(pixels, rounded), *measure(rgb, truncated))
 
 

@@ -1,66 +1,124 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What comes with a picture beside its pixels: colour profile, EXIF, XMP, comment, thumbnail.
+"""What comes with a picture beside its pixels: colour profile, EXIF, XMP, comment, resolution.
 
 Between three forms: `Image.info` as Pillow's plugins fill it, the fields of a
-`mlic_fast.pictures.image.Picture`, and the chunks of an .mlic file. No torch.
+`mlic_fast.pictures.picture.Picture`, and the chunks of an .mlic file. No torch.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
-import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 from PIL import ExifTags, Image
 
-from mlic_fast.bitstream.container import MAX_THUMBNAIL_BYTES, ChunkKind, Metadata, Mlic
-from mlic_fast.errors import BitstreamError, ImageError, LimitError
+from mlic_fast.bitstream.container import ChunkKind, Metadata, Mlic
+from mlic_fast.errors import LimitError
 from mlic_fast.limits import Limits
+from mlic_fast.pictures import colour, exif, resolution, xmp
+from mlic_fast.pictures.exif import Read
+from mlic_fast.pictures.picture import Picture
+from mlic_fast.pictures.thumbnail import make_thumbnail, thumbnail_head
 
-if TYPE_CHECKING:
-    from mlic_fast.pictures.image import Picture
-
-MAX_THUMBNAIL_SIDE = 512
-EXIF_PREFIX = b"Exif\0\0"  # in front of EXIF data in JPEG files, and in Pillow's info
-
-_ORIENTATION = int(ExifTags.Base.Orientation)
-# Tags that say how a TIFF file stores its pixels. Pillow gives them together with the EXIF
-# data, of which they are none; with another file's pixels they would be wrong.
-_STORAGE = frozenset(
-    {254, 255, 256, 257, 258, 259, 262, 263, 264, 265, 266, 273, 277, 278, 279, 280, 281, 284, 288, 289, 290, 291, 292}
-    | {293, 297, 301, 317, 320, 321, 322, 323, 324, 325, 330, 332, 334, 336, 338, 339, 340, 341, 342, 347, 700}
-    | {*range(512, 522), 529, 530, 531, 532, 33723, 34377, 34675}
-)
-# one space at most: `\s*` would take quadratic time in a packet of spaces
-_XMP_ORIENTATION = (rb'\s?tiff:Orientation="[0-9]"', rb"\s?<tiff:Orientation>[0-9]</tiff:Orientation>")
-_JPEG_QUALITIES = (85, 70, 50, 30)
+_IPTC_TAGS = (33723, 34377)  # in TIFF files, the second with Photoshop's own data around it
+_TEXTS_ELSEWHERE = {"comment", "XML:com.adobe.xmp", "Raw profile type exif"}
+_NAMED = 5  # of the texts that are left out
 
 
-def from_pillow(image: Image.Image) -> dict[str, Any]:
-    """The fields of a Picture that hold metadata, from a PIL image as it was opened.
+@dataclass(frozen=True)
+class Before:
+    """What only the open file tells, before pixels are decoded.
 
-    The orientation is taken out, since a Picture is upright, and so is a thumbnail inside the
-    EXIF data. Damaged EXIF data and XMP that is not UTF-8 are left out.
+    exif: EXIF data of a TIFF or AVIF file. orientation: of a TIFF file, which Pillow applies. colours: what is said
+    about them elsewhere than in `info`. notes: what cannot be kept.
     """
+
+    exif: bytes | None = None
+    orientation: int | None = None
+    orientation_in_tag: bool = False
+    colours: colour.Meaning = field(default_factory=colour.Meaning)
+    notes: tuple[str, ...] = ()
+
+
+def before_decoding(image: Image.Image, read: Read | None) -> Before:
+    """Look into the file of an image that is not decoded yet; read: reads it, None if it is not at hand."""
+    colours = colour.before_decoding(image, read)
+    if read is None:
+        return Before(colours=colours)
+    if image.format == "AVIF":
+        return Before(exif=_exif_of_avif(image), colours=colours)
+    tags: Any = getattr(image, "tag_v2", None)
+    if image.format != "TIFF" or tags is None:
+        return Before(colours=colours)
+    notes: tuple[str, ...] = ()
+    if any(tag in tags for tag in _IPTC_TAGS):
+        notes = ("IPTC and Photoshop data left out",)
+    try:
+        data = exif.of_tiff_file(read, getattr(tags, "_offset", None))
+    except Exception as error:
+        data = None
+        notes += (f"EXIF data left out: damaged ({error})",)
+    own = tags.get(exif.ORIENTATION)
+    turned = own if own is not None else xmp.orientation(_packet(image) or b"")
+    return Before(data, turned, own is not None, colours, notes)
+
+
+def orientation_of(image: Image.Image, before: Before) -> int:
+    """The orientation, 1 to 8, that a decoded image's pixels are still to be brought into."""
+    if before.orientation_in_tag:  # Pillow did
+        return 1
+    try:
+        value = image.getexif().get(exif.ORIENTATION)
+    except Exception:  # viewers show a picture with damaged EXIF data as it is stored; so do we
+        value = None
+    if value is None:
+        value = xmp.orientation(_packet(image) or b"")
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def from_pillow(image: Image.Image, before: Before | None = None) -> dict[str, Any]:
+    """The fields of a Picture that hold metadata, and notes, from a PIL image as it was opened.
+
+    before: what `before_decoding` found. The orientation is taken out, since a Picture is upright, and so is a
+    thumbnail inside the EXIF data. Damaged EXIF data and XMP that is not UTF-8 are left out.
+    """
+    before = before or Before()
     info = image.info
-    profile = info.get("icc_profile")
-    # a CMYK profile describes inks, not the RGB values that are coded
-    keep_profile = isinstance(profile, bytes) and profile and image.mode != "CMYK"
+    raw, exif_note = _exif_of(image, before)
+    packet = _packet(image)
+    readable = packet is not None and _is_utf_8(packet)
     comment = info.get("comment", info.get("Comment"))
+    colours = colour.of_image(image, before.colours, raw)
+    notes = [*before.notes, *colours.notes, *exif_note]
+    if packet is not None and not readable:
+        notes.append("XMP left out: it is not UTF-8")
     if isinstance(comment, bytes):
+        if not _is_utf_8(comment):
+            notes.append("comment is not UTF-8: its other bytes are replaced")
         comment = comment.decode(errors="replace")
+    if info.get("photoshop"):
+        notes.append("IPTC and Photoshop data left out")
+    texts = sorted(_texts_of(image))
+    if texts:
+        names = ", ".join(_printable(name) for name in texts[:_NAMED])
+        notes.append(f"texts left out: {names}{', …' if len(texts) > _NAMED else ''}")
     return {
-        "icc_profile": profile if keep_profile else None,
-        "exif": _exif_of(image),
-        "xmp": _xmp_of(info.get("xmp", info.get("XML:com.adobe.xmp"))),
+        "icc_profile": colours.profile,
+        "exif": _stripped(raw),
+        "xmp": xmp.without_orientation(packet) if packet is not None and readable else None,
         "comment": str(comment) if comment else None,
+        "resolution": resolution.of_image(image, raw),
+        "notes": tuple(notes),
     }
 
 
 def to_chunks(picture: Picture, metadata: bool, thumbnail: int, limits: Limits) -> tuple[Metadata, ...]:
     """The metadata chunks of a file with this picture.
 
-    metadata: False leaves EXIF, XMP and the comment out; the colour profile stays, because
+    metadata: False leaves EXIF, XMP, the comment and the resolution out; the colour profile stays, because
         without it the colours are others.
     thumbnail: pixels that the longer side of a thumbnail may have, at most 512; 0: no thumbnail.
     Raises LimitError for metadata that would not be read again, ImageError for such a thumbnail.
@@ -77,67 +135,40 @@ def to_chunks(picture: Picture, metadata: bool, thumbnail: int, limits: Limits) 
             )
     if thumbnail:
         contents.append((ChunkKind.THUMBNAIL, make_thumbnail(picture, thumbnail)))
+    if metadata and picture.resolution is not None:
+        contents.append((ChunkKind.RESOLUTION, picture.resolution.pack()))
     return tuple(Metadata(int(kind), data) for kind, data in contents if data is not None)
 
 
-def info_of(mlic: Mlic) -> dict[str, bytes]:
-    """What Pillow's plugins put into `Image.info`: icc_profile, exif (with its prefix), xmp, comment."""
+def info_of(mlic: Mlic) -> dict[str, Any]:
+    """What Pillow's plugins put into `Image.info`: icc_profile, exif (with its prefix), xmp, comment, dpi or aspect."""
     found = {
         "icc_profile": mlic.find(ChunkKind.ICC_PROFILE),
         "exif": mlic.find(ChunkKind.EXIF),
         "xmp": mlic.find(ChunkKind.XMP),
         "comment": mlic.find(ChunkKind.COMMENT),
     }
-    info = {name: data for name, data in found.items() if data}
+    info: dict[str, Any] = {name: data for name, data in found.items() if data}
     if "exif" in info:
-        info["exif"] = EXIF_PREFIX + info["exif"]
+        info["exif"] = exif.PREFIX + info["exif"]
+    packed = mlic.find(ChunkKind.RESOLUTION)
+    if packed is not None:
+        with contextlib.suppress(ValueError):  # what makes no sense is left out
+            size = resolution.unpack(packed)
+            info["dpi" if size.absolute else "aspect"] = (size.x, size.y)
     return info
-
-
-def make_thumbnail(picture: Picture, side: int) -> bytes:
-    """A small copy of the picture as JPEG, or as PNG if it has alpha; colours as the picture's profile says.
-
-    side: of the longer side in pixels, 1 to 512; no picture is enlarged, and one whose file
-    would be larger than 64 KiB becomes smaller. Raises ImageError for another side.
-    """
-    from mlic_fast.pictures.image import to_pillow
-
-    if not isinstance(side, int) or isinstance(side, bool) or not 1 <= side <= MAX_THUMBNAIL_SIDE:
-        raise ImageError(f"a thumbnail's longer side has 1 to {MAX_THUMBNAIL_SIDE} pixels, not {side!r}")
-    image = to_pillow(picture.pixels, picture.alpha)
-    while True:
-        image.thumbnail((side, side), Image.Resampling.LANCZOS)
-        for quality in _JPEG_QUALITIES if picture.alpha is None else (None,):
-            buffer = io.BytesIO()
-            if quality is None:
-                image.save(buffer, "PNG", optimize=True)
-            else:
-                image.save(buffer, "JPEG", quality=quality, optimize=True)
-            if buffer.tell() <= MAX_THUMBNAIL_BYTES:
-                return buffer.getvalue()
-        side = side * 3 // 4
-
-
-def open_thumbnail(data: bytes) -> Image.Image:
-    """Decode a thumbnail chunk. Raises BitstreamError if it is none: another format, damaged, too large."""
-    try:
-        image = _thumbnail_head(data)
-        image.load()
-    except BitstreamError:
-        raise
-    except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
-        raise BitstreamError(f"the thumbnail in the .mlic file is damaged: {type(error).__name__}: {error}") from error
-    return image
 
 
 def describe(kind: int, data: bytes) -> dict[str, Any]:
     """Say what a metadata chunk holds, in words that JSON can hold and a terminal can show."""
-    about = {
+    readers: dict[int, Callable[[bytes], dict[str, Any]]] = {
         int(ChunkKind.ICC_PROFILE): _describe_profile,
         int(ChunkKind.EXIF): _describe_exif,
         int(ChunkKind.COMMENT): lambda content: {"text": _printable(content.decode(errors="replace"))},
         int(ChunkKind.THUMBNAIL): _describe_thumbnail,
-    }.get(kind)
+        int(ChunkKind.RESOLUTION): lambda content: {"text": str(resolution.unpack(content))},
+    }
+    about = readers.get(kind)
     if about is None:
         return {}
     try:
@@ -146,52 +177,60 @@ def describe(kind: int, data: bytes) -> dict[str, Any]:
         return {"problem": _printable(f"cannot be read: {type(error).__name__}: {error}")}
 
 
-def _exif_of(image: Image.Image) -> bytes | None:
+def _exif_of(image: Image.Image, before: Before) -> tuple[bytes | None, tuple[str, ...]]:
+    """EXIF data as the file has them, and a note if they are damaged."""
+    info = image.info
+    raw = before.exif or info.get("exif")
     try:
-        raw = image.info.get("exif")
+        if not isinstance(raw, bytes) and isinstance(info.get("Raw profile type exif"), str):
+            raw = bytes.fromhex("".join(info["Raw profile type exif"].split("\n")[3:]))
         if not isinstance(raw, bytes):
-            found = image.getexif()
+            found = image.getexif()  # of an image that was made, not opened
             raw = found.tobytes() if len(found) else b""
-        exif = Image.Exif()  # another one than image.getexif(), which is the caller's
-        exif.load(raw)
-        if not raw.removeprefix(EXIF_PREFIX).startswith((b"II*\0", b"MM\0*")):
-            return None
-        unwanted = [tag for tag in exif if tag == _ORIENTATION or tag in _STORAGE]
-        # A thumbnail in there would outweigh the coded picture, and lie where it was not turned.
-        # Asked of an object of its own: before Pillow 13 one that was asked cannot be written again.
-        probe = Image.Exif()
-        probe.load(raw)
-        has_thumbnail = bool(probe.get_ifd(ExifTags.IFD.IFD1))
-        if not unwanted and not has_thumbnail:
-            return raw.removeprefix(EXIF_PREFIX) if len(exif) else None
-        for tag in unwanted:
-            del exif[tag]
-        return exif.tobytes().removeprefix(EXIF_PREFIX) if len(exif) else None
     except Exception:  # what Pillow raises on damaged data is nearly anything
-        return None
-
-
-def _xmp_of(value: Any) -> bytes | None:
-    packet = value.encode(errors="replace") if isinstance(value, str) else value
-    if not isinstance(packet, bytes) or not packet:
-        return None
+        return None, ()
+    if not raw.removeprefix(exif.PREFIX):
+        return None, ()
     try:
-        packet.decode()
-    except UnicodeDecodeError:
+        exif.stripped(raw)
+    except ValueError as error:
+        return None, (f"EXIF data left out: damaged ({error})",)
+    return raw, ()
+
+
+def _stripped(raw: bytes | None) -> bytes | None:
+    return None if raw is None else exif.stripped(raw)
+
+
+def _exif_of_avif(image: Image.Image) -> bytes | None:
+    """As the file has them: Pillow writes them anew where the file itself turns the picture."""
+    try:
+        found = image._decoder.get_info()[4]  # type: ignore[attr-defined]
+    except Exception:  # another Pillow
         return None
-    for pattern in _XMP_ORIENTATION:
-        packet = re.sub(pattern, b"", packet)
-    return packet
+    return found if isinstance(found, bytes) and found else None
 
 
-def _thumbnail_head(data: bytes) -> Image.Image:
-    image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))
-    if max(image.size) > MAX_THUMBNAIL_SIDE:
-        width, height = image.size
-        raise BitstreamError(
-            f"the thumbnail in the .mlic file is {width} x {height}; a side may have {MAX_THUMBNAIL_SIDE} pixels"
-        )
-    return image
+def _packet(image: Image.Image) -> bytes | None:
+    value = image.info.get("xmp", image.info.get("XML:com.adobe.xmp"))
+    packet = value.encode(errors="replace") if isinstance(value, str) else value
+    return packet if isinstance(packet, bytes) and packet else None
+
+
+def _is_utf_8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _texts_of(image: Image.Image) -> list[str]:
+    """Keys of a PNG file's texts that have no place; those of file times are none of the picture's."""
+    texts = getattr(image, "text", None) if image.format == "PNG" else None
+    if not isinstance(texts, dict):
+        return []
+    return [key for key in texts if key.lower() not in {k.lower() for k in _TEXTS_ELSEWHERE} and "date:" not in key]
 
 
 def _describe_profile(data: bytes) -> dict[str, Any]:
@@ -202,17 +241,17 @@ def _describe_profile(data: bytes) -> dict[str, Any]:
 
 
 def _describe_exif(data: bytes) -> dict[str, Any]:
-    exif = Image.Exif()
-    exif.load(data)
-    tags = {**exif, **exif.get_ifd(ExifTags.IFD.Exif)}
+    loaded = Image.Exif()
+    loaded.load(data)
+    tags = {**loaded, **loaded.get_ifd(ExifTags.IFD.Exif)}
     names: tuple[str, ...] = ("Make", "Model", "Software", "Artist", "Copyright", "DateTimeOriginal", "DateTime")
     names += ("ExposureTime", "FNumber", "ISOSpeedRatings", "FocalLength", "LensModel")
     found = {name: _printable(str(tags[tag])) for name in names if (tag := ExifTags.Base[name]) in tags}
-    return {"tags": len(tags), **found, "GPS": "yes" if exif.get_ifd(ExifTags.IFD.GPSInfo) else "no"}
+    return {"tags": len(tags), **found, "GPS": "yes" if loaded.get_ifd(ExifTags.IFD.GPSInfo) else "no"}
 
 
 def _describe_thumbnail(data: bytes) -> dict[str, Any]:
-    image = _thumbnail_head(data)
+    image = thumbnail_head(data)
     return {"format": image.format, "width": image.width, "height": image.height}
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mlic_fast.errors import ConfigError, ImageError, LimitError, NoPicturesError
-from mlic_fast.pictures.folder import find_pictures
+from mlic_fast.pictures.folder import look_through
 from mlic_fast.pictures.image import open_image, read_head
 
 Weighting = Literal["area", "even"]
@@ -84,7 +84,9 @@ class Patches(Dataset[Tensor]):
 
         self.pictures: list[Path] = []
         areas: list[int] = []
-        found = find_pictures(folder)
+        everything = look_through(folder)
+        found = everything.pictures
+        self.broken.update(dict.fromkeys(everything.special, "a pipe, socket or device, not a file"))
         with ThreadPoolExecutor(_threads()) as pool:
             for path, area in zip(found, pool.map(self._area, found), strict=True):
                 if isinstance(area, Exception):

@@ -23,7 +23,7 @@ from PIL import Image
 from mlic_fast.errors import MlicError, TrainingError
 from mlic_fast.limits import Limits
 from mlic_fast.output import write_whole
-from mlic_fast.pictures.image import Picture, open_image, read_head
+from mlic_fast.pictures.image import Picture, read_head, read_picture
 
 Format = Literal["png", "webp"]
 Halve = Literal["lossy", "all", "none"]
@@ -59,7 +59,8 @@ class Outcome:
     """What came of one file.
 
     status: "made"; "small", too small, so nothing was written; "failed". width, height: of the picture, as it is stored
-        or would be; 0 where not known. bytes: written. notes: what was done to it beside halving. error: why it failed.
+        or would be; 0 where not known. bytes: written. notes: what was done to it beside halving, and what was
+        left out. error: why it failed. times: the source's status before it was read.
     """
 
     source: Path
@@ -70,6 +71,7 @@ class Outcome:
     halved: bool = False
     notes: tuple[str, ...] = ()
     error: str | None = None
+    times: os.stat_result | None = None
 
 
 def prepare(source: Path, target: Path, settings: Settings) -> Outcome:
@@ -86,8 +88,9 @@ def prepare(source: Path, target: Path, settings: Settings) -> Outcome:
             width, height = width // 2, height // 2
         if min(width, height) < settings.min_side:  # before pixels are decoded
             return Outcome(source, "small", width, height, halved=halved)
-        picture = open_image(source, settings.limits, reduce_depth=True)
+        picture = read_picture(source, settings.limits, reduce_depth=True)
         image, notes = to_srgb(picture)
+        notes = picture.notes + notes
         if picture.alpha is not None:
             notes += ("alpha left out",)
         if halved:
@@ -97,7 +100,7 @@ def prepare(source: Path, target: Path, settings: Settings) -> Outcome:
         return Outcome(source, "failed", error=str(error))
     target.parent.mkdir(parents=True, exist_ok=True)
     write_whole(target, content, (times.st_atime_ns, times.st_mtime_ns))
-    return Outcome(source, "made", image.width, image.height, len(content), halved, notes)
+    return Outcome(source, "made", image.width, image.height, len(content), halved, notes, times=times)
 
 
 def half(image: Image.Image) -> Image.Image:

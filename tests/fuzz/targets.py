@@ -27,6 +27,7 @@ from mlic_fast.errors import BitstreamError, CheckpointError, GuardError, LimitE
 from mlic_fast.limits import Limits
 from mlic_fast.pictures import metadata
 from mlic_fast.pictures.image import open_image, unpack_alpha
+from mlic_fast.pictures.thumbnail import MAX_THUMBNAIL_SIDE, open_thumbnail
 
 # Small, so that no input costs more than milliseconds; `describe` has no limit on the picture.
 LIMITS = Limits(pixels=2**16, side=2**12, metadata_bytes=2**16)
@@ -85,7 +86,7 @@ def fuzz_container(data: bytes) -> None:
         thumbnail = file.find(container.ChunkKind.THUMBNAIL)
         if thumbnail is not None:
             with contextlib.suppress(BitstreamError):
-                assert max(metadata.open_thumbnail(thumbnail).size) <= metadata.MAX_THUMBNAIL_SIDE
+                assert max(open_thumbnail(thumbnail).size) <= MAX_THUMBNAIL_SIDE
 
 
 def fuzz_official(data: bytes) -> None:
