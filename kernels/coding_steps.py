@@ -16,8 +16,9 @@ No floating-point contraction: indexes and symbols must not depend on who compil
 from typing import Any
 
 import torch
-from mlic_fast.kernels.language import HAS_TRITON, tl, triton
 from torch import Tensor
+
+from mlic_fast.compute.triton_language import HAS_TRITON, tl, triton
 
 # What a byte of flags says.
 BAD_SCALE = 1  # a scale is NaN or infinite

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mlic_fast.kernels.language import HAS_TRITON, tl, triton
 from torch import Tensor
+
+from mlic_fast.compute.triton_language import HAS_TRITON, tl, triton
 
 BLOCK = 1024
 _OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": False}

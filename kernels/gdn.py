@@ -21,8 +21,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mlic_fast.kernels.language import HAS_TRITON, tl, triton
 from torch import Tensor
+
+from mlic_fast.compute.triton_language import HAS_TRITON, tl, triton
 
 # Blocks of 32 channels and 64 positions: larger ones spill registers once products are split in three.
 BLOCK_P = 64  # positions a program

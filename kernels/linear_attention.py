@@ -22,11 +22,11 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from mlic_fast.kernels.language import tl, triton
 from torch import Tensor
 
 from mlic_fast.checkerboard import Parity, pack, unpack
 from mlic_fast.compute.precision import matmul
+from mlic_fast.compute.triton_language import tl, triton
 
 # At most so many splits of the positions; the kernels that combine them hold all at once.
 MAX_SPLITS = 64

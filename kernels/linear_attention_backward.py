@@ -16,7 +16,6 @@ Called by mlic_fast.ops.linear_attention.
 """
 
 import torch
-from mlic_fast.kernels.language import tl, triton
 from mlic_fast.kernels.linear_attention import (
     MAX_SPLITS,
     PRECISION,
@@ -26,6 +25,8 @@ from mlic_fast.kernels.linear_attention import (
     split_work,
 )
 from torch import Tensor
+
+from mlic_fast.compute.triton_language import tl, triton
 
 
 @triton.jit

@@ -21,11 +21,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mlic_fast.kernels.language import tl, triton
 from torch import Tensor
 
 from mlic_fast.checkerboard import Parity, pack
 from mlic_fast.compute.precision import conv2d, linear, matmul
+from mlic_fast.compute.triton_language import tl, triton
 from mlic_fast.config import WINDOW
 
 HEADS = 2

@@ -13,7 +13,6 @@ mlic_fast.ops.local_attention, which chooses the number of rows by the memory th
 from typing import Any
 
 import torch
-from mlic_fast.kernels.language import tl, triton
 from mlic_fast.kernels.local_attention import (
     AREA,
     BATCHED,
@@ -27,6 +26,8 @@ from mlic_fast.kernels.local_attention import (
     windows_of,
 )
 from torch import Tensor
+
+from mlic_fast.compute.triton_language import tl, triton
 
 _FOLD_BLOCK = 256
 

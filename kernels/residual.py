@@ -8,10 +8,10 @@ column of row 0 that is added to (see Parity). Called by mlic_fast.ops.residual.
 from typing import Any
 
 import torch
-from mlic_fast.kernels.language import HAS_TRITON, tl, triton
 from torch import Tensor
 
 from mlic_fast.checkerboard import Parity, keep
+from mlic_fast.compute.triton_language import HAS_TRITON, tl, triton
 
 BLOCK = 512
 _OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": False}

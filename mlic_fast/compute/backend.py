@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from mlic_fast.compute import triton_language as language
 from mlic_fast.errors import BackendError
-from mlic_fast.kernels import language
 
 if TYPE_CHECKING:
     from torch import Tensor

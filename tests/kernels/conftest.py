@@ -23,7 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
-    _language = sys.modules.get("mlic_fast.kernels.language")
+    _language = sys.modules.get("mlic_fast.compute.triton_language")
     if _language is not None and _language.HAS_TRITON and not _language.INTERPRETED:
         raise pytest.UsageError(
             "kernels were imported before tests/kernels/conftest.py could switch Triton's interpreter on; "

@@ -14,12 +14,12 @@ from compressai import ans
 from compressai.entropy_models import GaussianConditional
 from mlic_fast.kernels import coding_steps as kernels
 from mlic_fast.kernels.coding_steps import BAD_SCALE, BAD_VALUE, LARGE_SYMBOL, WIDE_LIMIT
-from mlic_fast.kernels.language import HAS_TRITON
 from torch import Tensor
 
 from mlic_fast.checkerboard import Parity, pack
 from mlic_fast.compute import backend
 from mlic_fast.compute.backend import use_backend
+from mlic_fast.compute.triton_language import HAS_TRITON
 from mlic_fast.entropy.coders import Reader, Writer
 from mlic_fast.entropy.range_coder import Decoder, Encoder
 from mlic_fast.entropy.tables import coding_tables

@@ -9,10 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mlic_fast.kernels.epilogue import bias_epilogue, bias_epilogue_ref
-from mlic_fast.kernels.language import HAS_TRITON, INTERPRETED
 from torch import Tensor
 
 from mlic_fast.compute.backend import use_backend
+from mlic_fast.compute.triton_language import HAS_TRITON, INTERPRETED
 from mlic_fast.engine.gpu.layers import LAYOUT, CudaConvolution
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -10,11 +10,11 @@ import pytest
 import torch
 from compressai.layers import GDN
 from mlic_fast.kernels import gdn as kernels
-from mlic_fast.kernels.language import HAS_TRITON
 from torch import Tensor
 
 from mlic_fast.compute import backend
 from mlic_fast.compute.backend import use_backend
+from mlic_fast.compute.triton_language import HAS_TRITON
 from mlic_fast.errors import BackendError, DeviceError
 from mlic_fast.nn.blocks import normalise
 from mlic_fast.ops.gdn import gdn, gdn_

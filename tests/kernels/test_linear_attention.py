@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 from mlic_fast.kernels import linear_attention as kernels
-from mlic_fast.kernels.language import HAS_TRITON
 from mlic_fast.kernels.linear_attention_backward import backward
 from torch import Tensor
 
 from mlic_fast.compute.backend import use_backend
+from mlic_fast.compute.triton_language import HAS_TRITON
 from mlic_fast.errors import BackendError, ConfigError, DeviceError
 from mlic_fast.ops import linear_attention as ops
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from mlic_fast.kernels import language
-from mlic_fast.kernels.language import HAS_TRITON
 from mlic_fast.kernels.local_attention import local_attention_full, local_attention_ref, window_mask
 from torch import Tensor
 
 from mlic_fast.checkerboard import Parity, keep, pack
 from mlic_fast.compute import backend
+from mlic_fast.compute import triton_language as language
+from mlic_fast.compute.triton_language import HAS_TRITON
 from mlic_fast.errors import BackendError, ConfigError
 from mlic_fast.nn.local_context import LocalContext, shared_mask
 from mlic_fast.ops import local_attention as ops

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from mlic_fast.kernels import language
 
 from mlic_fast import MLICPlusPlus, ModelConfig
 from mlic_fast.checkerboard import Parity
+from mlic_fast.compute import triton_language as language
 from mlic_fast.compute.backend import use_backend
 from mlic_fast.ops.coding_steps import decode_indexes, decode_values, encode_step, flag_count
 from mlic_fast.ops.gdn import gdn

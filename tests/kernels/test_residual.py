@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from mlic_fast.kernels.language import HAS_TRITON
 from torch import Tensor
 
 from mlic_fast.checkerboard import Parity, keep
 from mlic_fast.compute import backend
 from mlic_fast.compute.backend import use_backend
+from mlic_fast.compute.triton_language import HAS_TRITON
 from mlic_fast.errors import BackendError, CodingError, ConfigError, DeviceError
 from mlic_fast.ops.residual import add_residual
 

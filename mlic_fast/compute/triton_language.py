@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Triton where it is installed, and where it is not a stand-in whose kernels refuse to be launched.
 
-Kernel files write `from mlic_fast.kernels.language import tl, triton` and nothing else of Triton, so
+Kernel files write `from mlic_fast.compute.triton_language import tl, triton` and nothing else of Triton, so
 that their plain twins can be imported anywhere. They do not write `from __future__ import annotations`:
 Triton reads `tl.constexpr` from the annotations themselves.
 """
