@@ -10,7 +10,7 @@ import weakref
 import pytest
 import torch
 
-from mlic_fast.engine import blocks
+from mlic_fast.engine import map_memory
 from mlic_fast.engine.map_memory import Blocks, shared_blocks
 
 MIB = 2**20
@@ -97,7 +97,7 @@ def test_maps_outlive_their_blocks() -> None:
 
 
 def test_shared_for_as_long_as_somebody_holds_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks, "_shared", None)
+    monkeypatch.setattr(map_memory, "_shared", None)
     first = shared_blocks()
     assert shared_blocks() is first
     gone = weakref.ref(first)

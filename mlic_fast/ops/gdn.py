@@ -34,11 +34,10 @@ def gdn(x: Tensor, beta: Tensor, gamma: Tensor, residual: Tensor | None = None, 
     threads. 16-bit maps on the cpu and torch backends go through PyTorch's convolution on the way forward.
     Raises BackendError for shapes or dtypes that do not fit, DeviceError for tensors on several devices.
     """
-    residual = _checked(x, beta, gamma, residual)
-    if backend.choose(x) == "torch":
-        result: Tensor = _plain(x, beta, gamma, residual, inverse)
-        return result
-    result = torch.ops.mlic_fast.gdn(x, beta.float(), gamma.float(), residual, inverse)
+    chosen, residual = _checked(x, beta, gamma, residual)
+    if chosen == "torch":
+        return _plain(x, beta, gamma, residual, inverse)
+    result: Tensor = _gdn(x, beta.float(), gamma.float(), residual, inverse, chosen)
     return result
 
 
@@ -47,13 +46,13 @@ def gdn_(x: Tensor, beta: Tensor, gamma: Tensor, residual: Tensor | None = None,
 
     Nothing of the size of a map is allocated on the cpu backend for float32.
     """
-    residual = _checked(x, beta, gamma, residual)
-    torch.ops.mlic_fast.gdn_(x, beta.float(), gamma.float(), residual, inverse)
+    chosen, residual = _checked(x, beta, gamma, residual)
+    _gdn_in_place(x, beta.float(), gamma.float(), residual, inverse, chosen)
     return x
 
 
-def _checked(x: Tensor, beta: Tensor, gamma: Tensor, residual: Tensor | None) -> Tensor | None:
-    """The residual in the dtype of x, once all of them are known to fit together."""
+def _checked(x: Tensor, beta: Tensor, gamma: Tensor, residual: Tensor | None) -> tuple[backend.Backend, Tensor | None]:
+    """The backend, and the residual in the dtype of x, once all of them are known to fit together."""
     channels = x.shape[1] if x.dim() == 4 else -1
     if channels < 1 or beta.shape != (channels,) or gamma.shape != (channels, channels):
         raise BackendError(
@@ -76,7 +75,7 @@ def _checked(x: Tensor, beta: Tensor, gamma: Tensor, residual: Tensor | None) ->
             raise BackendError(
                 f"backend {chosen}: gdn takes maps of less than 2³¹ values an image, not {list(x.shape)}"
             )
-    return None if residual is None else residual.to(x.dtype)
+    return chosen, None if residual is None else residual.to(x.dtype)
 
 
 def _plain(x: Tensor, beta: Tensor, gamma: Tensor, residual: Tensor | None, inverse: bool) -> Tensor:
@@ -86,11 +85,10 @@ def _plain(x: Tensor, beta: Tensor, gamma: Tensor, residual: Tensor | None, inve
 
 
 @operator("gdn")
-def _gdn(x: Tensor, beta: Tensor, gamma: Tensor, residual: Tensor | None, inverse: bool) -> Tensor:
+def _gdn(x: Tensor, beta: Tensor, gamma: Tensor, residual: Tensor | None, inverse: bool, chosen: str) -> Tensor:
     x = _dense(x)
     residual = None if residual is None else _dense(residual)
     beta, gamma = beta.contiguous(), gamma.contiguous()
-    chosen = backend.choose(x)
     if chosen == "triton":
         result: Tensor = kernels.gdn(x, beta, gamma, residual, inverse)
         return result
@@ -103,17 +101,17 @@ def _gdn(x: Tensor, beta: Tensor, gamma: Tensor, residual: Tensor | None, invers
 
 
 @operator("gdn_", mutates=("x",))
-def _gdn_in_place(x: Tensor, beta: Tensor, gamma: Tensor, residual: Tensor | None, inverse: bool) -> None:
+def _gdn_in_place(x: Tensor, beta: Tensor, gamma: Tensor, residual: Tensor | None, inverse: bool, chosen: str) -> None:
     dense = x.is_contiguous(memory_format=_format(x))
-    if dense and x.dtype == torch.float32 and backend.choose(x) == "cpu":
+    if dense and x.dtype == torch.float32 and chosen == "cpu":
         # each position's channels are read before any of them is written
         _compiled(x, beta.contiguous(), gamma.contiguous(), residual, inverse, x)
     else:
-        x.copy_(_gdn(x, beta, gamma, residual, inverse))
+        x.copy_(_gdn(x, beta, gamma, residual, inverse, chosen))
 
 
 @_gdn_in_place.register_fake
-def _(x: Tensor, beta: Tensor, gamma: Tensor, residual: Tensor | None, inverse: bool) -> None:
+def _(*_: Any) -> None:
     return None
 
 
@@ -139,16 +137,17 @@ def _compiled(x: Tensor, beta: Tensor, gamma: Tensor, residual: Tensor | None, i
 
 
 @_gdn.register_fake
-def _(x: Tensor, beta: Tensor, gamma: Tensor, residual: Tensor | None, inverse: bool) -> Tensor:
+def _(x: Tensor, *_: Any) -> Tensor:
     return _empty_like(x)
 
 
 @operator("gdn_backward")
-def _gdn_backward(grad: Tensor, x: Tensor, beta: Tensor, gamma: Tensor, inverse: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _gdn_backward(
+    grad: Tensor, x: Tensor, beta: Tensor, gamma: Tensor, inverse: bool, chosen: str
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, in its dtype and layout, and of beta and gamma, contiguous."""
     grad, x = _dense(grad), _dense(x)
     beta, gamma = beta.contiguous(), gamma.contiguous()
-    chosen = backend.choose(x)
     if chosen == "triton":
         result: tuple[Tensor, Tensor, Tensor] = kernels.gdn_backward(grad, x, beta, gamma, inverse)
         return result
@@ -186,7 +185,7 @@ def _compiled_backward(
 
 
 @_gdn_backward.register_fake
-def _(grad: Tensor, x: Tensor, beta: Tensor, gamma: Tensor, inverse: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _(grad: Tensor, x: Tensor, beta: Tensor, gamma: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     contiguous = torch.contiguous_format
     return (
         _empty_like(x),
@@ -196,14 +195,14 @@ def _(grad: Tensor, x: Tensor, beta: Tensor, gamma: Tensor, inverse: bool) -> tu
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, beta, gamma, residual, inverse = inputs
+    x, beta, gamma, residual, inverse, chosen = inputs
     ctx.save_for_backward(x, beta, gamma)
-    ctx.inverse, ctx.has_residual = inverse, residual is not None
+    ctx.inverse, ctx.chosen, ctx.has_residual = inverse, chosen, residual is not None
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None, None]:
-    dx, dbeta, dgamma = torch.ops.mlic_fast.gdn_backward(grad, *ctx.saved_tensors, ctx.inverse)
-    return dx, dbeta, dgamma, grad if ctx.has_residual else None, None
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None, None, None]:
+    dx, dbeta, dgamma = _gdn_backward(grad, *ctx.saved_tensors, ctx.inverse, ctx.chosen)
+    return dx, dbeta, dgamma, grad if ctx.has_residual else None, None, None
 
 
 _gdn.register_autograd(_backward, setup_context=_setup_context)

@@ -16,7 +16,7 @@ from mlic_fast.compute import backend
 from mlic_fast.compute.backend import use_backend
 from mlic_fast.compute.triton_language import HAS_TRITON
 from mlic_fast.errors import BackendError, DeviceError
-from mlic_fast.nn.blocks import normalise
+from mlic_fast.nn.gdn import GDN as OwnGDN
 from mlic_fast.ops.gdn import gdn, gdn_
 
 CUDA = torch.cuda.is_available()
@@ -201,9 +201,9 @@ def test_gradients_across_instruction_sets_and_threads(
         try:
             for count in (1, 2, 3):
                 torch.set_num_threads(count)
-                found = operator(*maps, *weights, False)
-                last = operator(*(t.to(memory_format=torch.channels_last) for t in maps), *weights, False)
-                again = operator(*maps, *weights, False)
+                found = operator(*maps, *weights, False, "cpu")
+                last = operator(*(t.to(memory_format=torch.channels_last) for t in maps), *weights, False, "cpu")
+                again = operator(*maps, *weights, False, "cpu")
                 if count == 1:
                     dx = found[0]
                 assert torch.equal(found[0], dx)
@@ -221,22 +221,35 @@ def test_gradients_of_extremes() -> None:
     grad[0, 2, 1, 3] = float("nan")
     beta, gamma = beta.float(), gamma.float()
     with use_backend("cpu"):
-        dx, dbeta, dgamma = torch.ops.mlic_fast.gdn_backward(grad, x, beta, gamma, False)
+        dx, dbeta, dgamma = torch.ops.mlic_fast.gdn_backward(grad, x, beta, gamma, False, "cpu")
     by_twin = kernels.gdn_backward_ref(grad, x, beta, gamma, False)
     for a, b in zip((dx, dbeta, dgamma), by_twin, strict=True):
         torch.testing.assert_close(a, b, equal_nan=True, rtol=2e-2, atol=1e-3)
     none = torch.zeros(5)
     with use_backend("cpu"):
-        dx, dbeta, dgamma = torch.ops.mlic_fast.gdn_backward(torch.ones_like(x), x, none, gamma, False)
+        dx, dbeta, dgamma = torch.ops.mlic_fast.gdn_backward(torch.ones_like(x), x, none, gamma, False, "cpu")
     assert all(t.isfinite().all() for t in (dx, dbeta, dgamma))
 
 
 @pytest.mark.parametrize("inverse", [False, True], ids=["gdn", "inverse"])
 def test_torch_backend_is_compressai(inverse: bool) -> None:
-    module = GDN(24, inverse=inverse)
-    x, residual = torch.randn(2, 2, 24, 6, 5).unbind()
+    torch.manual_seed(0)
+    theirs, own = GDN(24, inverse=inverse), OwnGDN(24, inverse=inverse)
+    assert {name: t.shape for name, t in own.state_dict().items()} == {
+        n: t.shape for n, t in theirs.state_dict().items()
+    }
+    assert all(torch.equal(t, theirs.state_dict()[name]) for name, t in own.state_dict().items())  # they begin alike
+    with torch.no_grad():  # on both sides of the lower bounds
+        theirs.beta.copy_(torch.randn(24))
+        theirs.gamma.copy_(torch.randn(24, 24) / 10)
+    own.load_state_dict(theirs.state_dict())
+    x, residual, grad = torch.randn(3, 2, 24, 6, 5).unbind()
     with use_backend("torch"):
-        assert torch.equal(normalise(module, x, residual), module(x) + residual)
+        results = [(own(x, residual), own), (theirs(x) + residual, theirs)]
+        assert torch.equal(results[0][0], results[1][0])
+        gradients = [torch.autograd.grad(y, [module.beta, module.gamma], grad) for y, module in results]
+    for a, b in zip(*gradients, strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("inverse", [False, True], ids=["gdn", "inverse"])
@@ -281,8 +294,8 @@ def test_operator_is_registered_well() -> None:
     x, beta, gamma, residual, _ = (t.float().requires_grad_() for t in inputs((2, 6, 3, 4)))
     with use_backend("cpu"):
         for arguments in (
-            (x, beta, gamma, residual, False),
-            (x.to(memory_format=torch.channels_last), beta, gamma, None, True),
+            (x, beta, gamma, residual, False, "cpu"),
+            (x.to(memory_format=torch.channels_last), beta, gamma, None, True, "cpu"),
         ):
             torch.library.opcheck(torch.ops.mlic_fast.gdn.default, arguments)
             with torch.no_grad():
@@ -301,9 +314,9 @@ def test_backward_operator_is_registered_well(grad_last: bool, x_last: bool, cho
     beta, gamma = torch.stack([beta, beta], dim=1)[:, 0], gamma.t()
     operator = torch.ops.mlic_fast.gdn_backward.default
     with use_backend(chosen):
-        torch.library.opcheck(operator, (*maps, beta, gamma, True))
-        dx, dbeta, dgamma = operator(*maps, beta, gamma, True)
-        dense = operator(grad, x, beta.contiguous(), gamma.contiguous(), True)
+        torch.library.opcheck(operator, (*maps, beta, gamma, True, chosen))
+        dx, dbeta, dgamma = operator(*maps, beta, gamma, True, chosen)
+        dense = operator(grad, x, beta.contiguous(), gamma.contiguous(), True, chosen)
     assert dx.is_contiguous(memory_format=formats[x_last])
     assert dbeta.is_contiguous()
     assert dgamma.is_contiguous()
@@ -378,7 +391,7 @@ def test_addresses_are_handed_over_checked() -> None:
     with use_backend("cpu"):
         for wrong in ((x, beta.double(), gamma, residual), (x, beta, gamma, residual.half())):
             with pytest.raises(BackendError, match="the kernel takes float32"):
-                torch.ops.mlic_fast.gdn(*wrong, False)
+                torch.ops.mlic_fast.gdn(*wrong, False, "cpu")
 
 
 @pytest.mark.parametrize("inverse", [False, True], ids=["gdn", "inverse"])

@@ -20,9 +20,10 @@ from mlic_fast.compute import backend
 from mlic_fast.compute import triton_language as language
 from mlic_fast.compute.triton_language import HAS_TRITON
 from mlic_fast.errors import BackendError, ConfigError
-from mlic_fast.nn.local_context import LocalContext, shared_mask
+from mlic_fast.nn.local_context import LocalContext
 from mlic_fast.ops import local_attention as ops
-from mlic_fast.ops.local_attention import local_attention
+from mlic_fast.ops.local_attention import local_attention, shared_mask
+from mlic_fast.train.layers import TrainedLocalContext
 
 NAMES = ("qkv", "position_table", "fusion_weight", "fusion_bias", "proj_weight", "proj_bias")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -425,18 +426,21 @@ def test_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         local_attention(*arguments(1, 4, 4, 8))
 
 
-def test_local_context_on_kernels_is_the_plain_ones_nonanchors() -> None:
+def test_local_context_of_training_is_the_plain_ones_nonanchors() -> None:
     torch.manual_seed(0)
-    module = LocalContext(8)
+    module = TrainedLocalContext(8)
     anchors = keep(torch.randn(2, 8, 4, 8), Parity.ANCHOR).requires_grad_()
     with backend.use_backend("torch"):
         plain = keep(module(anchors, window_mask(4, 8, anchors)), Parity.NONANCHOR)
         assert torch.equal(plain, keep(module(anchors), Parity.NONANCHOR))
+        assert torch.equal(LocalContext.forward(module, anchors), module(anchors))
         assert shared_mask(anchors) is not None
     with backend.use_backend("cpu"):
         found = module(anchors)
         assert shared_mask(anchors) is None
-    torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-5)
+        written_down = keep(LocalContext.forward(module, anchors), Parity.NONANCHOR)
+    for one in (found, written_down):
+        torch.testing.assert_close(one, plain, rtol=1e-5, atol=1e-5)
     assert torch.equal(found, keep(found, Parity.NONANCHOR))
     weights = [anchors, *module.parameters()]
     grad = torch.randn_like(plain)
