@@ -16,7 +16,7 @@ from mlic_fast.compute import backend
 from mlic_fast.compute.backend import use_backend
 from mlic_fast.compute.triton_language import HAS_TRITON
 from mlic_fast.errors import BackendError, DeviceError
-from mlic_fast.nn.gdn import GDN as OwnGDN
+from mlic_fast.nn import gdn as layer
 from mlic_fast.ops.gdn import gdn, gdn_
 
 CUDA = torch.cuda.is_available()
@@ -234,7 +234,7 @@ def test_gradients_of_extremes() -> None:
 @pytest.mark.parametrize("inverse", [False, True], ids=["gdn", "inverse"])
 def test_torch_backend_is_compressai(inverse: bool) -> None:
     torch.manual_seed(0)
-    theirs, own = GDN(24, inverse=inverse), OwnGDN(24, inverse=inverse)
+    theirs, own = GDN(24, inverse=inverse), layer.GDN(24, inverse=inverse)
     assert {name: t.shape for name, t in own.state_dict().items()} == {
         n: t.shape for n, t in theirs.state_dict().items()
     }
