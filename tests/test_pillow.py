@@ -198,6 +198,15 @@ def test_carried_metadata_is_kept_replaced_and_left_out(coded: bytes, decoded: I
     assert decoded.info["xmp"] == XMP  # the image that was saved is as it was
 
 
+def test_resolution(photograph: Image.Image) -> None:
+    assert reopen(photograph, dpi=(300, 150)).info["dpi"] == (300, 150)
+    assert "dpi" not in reopen(photograph, dpi=None).info
+    assert "dpi" not in reopen(photograph, dpi=(300, 150), metadata=False).info
+    image = photograph.copy()
+    image.info["dpi"] = (72, 72)
+    assert reopen(image).info["dpi"] == (72, 72)
+
+
 def test_exif_as_bytes_with_and_without_prefix(photograph: Image.Image) -> None:
     exif = exif_of(Artist="Me").tobytes()
     for given in (exif, exif.removeprefix(b"Exif\0\0")):

@@ -177,7 +177,7 @@ def test_pipes_and_sockets_are_named_and_not_read(tmp_path: Path, capsys: pytest
     shutil.copy(photos / "a.png", tmp_path / "b.png")
     (photos / "pipe.png").unlink()
     with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(os.path.relpath(photos / "s.png"))  # noqa: PTH118
+        listening.bind(os.path.relpath(photos / "s.png"))
         run(capsys, "eval", photos, "--classical", "jpeg", "--classical-only", code=1)
 
 
