@@ -113,7 +113,7 @@ def test_opening_neither_decodes_nor_imports_torch(path: Path) -> None:
     finished = subprocess.run(run, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.splitlines() == [
-        "MLIC RGB (64, 42) ['comment', 'exif', 'icc_profile', 'xmp'] image/x-mlic",
+        "MLIC RGB (64, 42) ['comment', 'dpi', 'exif', 'icc_profile', 'xmp'] image/x-mlic",
         "(20, 13)",
     ]
 
