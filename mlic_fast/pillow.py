@@ -22,7 +22,7 @@ quality: 0 to 100: of the models at hand the one whose λ is nearest to what
     `mlic_fast.rate_control.choose_by_quality` takes it to mean. One model alone serves every quality.
 model: name or path of a model, or a loaded one; not together with quality.
 device, guard, metadata, thumbnail, reduce_depth: as for `mlic_fast.encode`.
-icc_profile, exif, xmp: instead of what the image carries in `info`, which is kept otherwise;
+icc_profile, exif, xmp, dpi: instead of what the image carries in `info`, which is kept otherwise;
     None or empty: left out.
 
 Pillow empties an existing file before a plugin begins to encode. To keep the old file when
@@ -39,6 +39,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from mlic_fast.bitstream import container
 from mlic_fast.errors import BitstreamError, MlicError, TargetError
 from mlic_fast.limits import Limits
+from mlic_fast.pictures import resolution
 from mlic_fast.pictures.image import PILLOW_MODES, Picture, open_image
 from mlic_fast.pictures.metadata import from_pillow, info_of
 from mlic_fast.pictures.thumbnail import open_thumbnail
@@ -225,6 +226,8 @@ def _picture(image: Image.Image, options: dict[str, Any]) -> Picture:
         source = image.copy()
         source.info["exif"] = given["exif"]
     picture = open_image(source, Limits(pixels=None), reduce_depth=bool(options.get("reduce_depth")))
+    if "dpi" in options:
+        picture = replace(picture, resolution=resolution.of_pair(options["dpi"]))
     if not given:
         return picture
     carrier = Image.new(image.mode, (1, 1))

@@ -11,7 +11,7 @@ from typing import Any
 
 MODES = {1: "grey", 2: "grey-alpha", 3: "rgb", 4: "rgb-alpha"}
 NEEDED = {1: "z_stream", 2: "y_stream", 3: "guard", 4: "alpha"}
-SKIPPED = {0x81: "icc_profile", 0x82: "exif", 0x83: "xmp", 0x84: "comment", 0x85: "thumbnail"}
+SKIPPED = {0x81: "icc_profile", 0x82: "exif", 0x83: "xmp", 0x84: "comment", 0x85: "thumbnail", 0x86: "resolution"}
 
 
 def demand(condition: bool, message: str) -> None:
@@ -90,8 +90,17 @@ def read(data: bytes) -> dict[str, Any]:
         "fingerprint": fingerprint.hex(),
         "chunks": {NEEDED[kind]: content for kind, content in needed.items()},
         "alpha": alpha(needed[4], width, height) if 4 in needed else None,
+        "resolution": resolution(dict(skipped)[0x86]) if 0x86 in dict(skipped) else None,
         "metadata": [(SKIPPED.get(kind, f"{kind:#04x}"), content) for kind, content in skipped],
     }
+
+
+def resolution(content: bytes) -> tuple[float, float, bool] | None:
+    """Across, down, and whether they are pixels an inch; None where the chunk says nothing."""
+    if len(content) != 9 or content[0] > 1:
+        return None
+    x, y = (int.from_bytes(content[start : start + 4], "little") / 10_000 for start in (1, 5))
+    return (x, y, content[0] == 1) if x and y else None
 
 
 def alpha(content: bytes, width: int, height: int) -> bytes:

@@ -22,6 +22,7 @@ import mlic_fast
 from mlic_fast.bitstream import container
 from mlic_fast.bitstream.container import Metadata, Mlic
 from mlic_fast.errors import BitstreamError
+from mlic_fast.pictures import metadata
 
 PLAIN = Mlic(
     width=600,
@@ -41,6 +42,7 @@ def files() -> dict[str, bytes]:
     path = resources.files("mlic_fast").joinpath("data", "coffee.png")
     with path.open("rb") as file:
         photograph = Image.open(file).convert("RGB").crop((120, 80, 190, 130))
+    photograph.info.clear()
     model = mlic_fast.load("mlicpp-s-0.0067", "cpu")
     fading = photograph.copy()
     fading.putalpha(Image.linear_gradient("L").resize(photograph.size))
@@ -48,8 +50,16 @@ def files() -> dict[str, bytes]:
     exif = Image.Exif()
     exif[0x010F] = "a maker"
     described.info.update(icc_profile=b"profile", exif=exif.tobytes(), xmp=b"<x/>", comment=b"a comment")
+    scanned = photograph.copy()
+    scanned.info["dpi"] = (300, 150.5)
     full = {"alpha": fading, "opaque": photograph.convert("RGBA"), "grey alpha": fading.convert("LA")}
-    pictures = {"rgb": photograph, "grey": photograph.convert("L"), "metadata": described, **full}
+    pictures = {
+        "rgb": photograph,
+        "grey": photograph.convert("L"),
+        "metadata": described,
+        "resolution": scanned,
+        **full,
+    }
     written = {name: mlic_fast.encode(picture, model) for name, picture in pictures.items()}
     written["thumbnail"] = mlic_fast.encode(photograph, model, thumbnail=32)
     written["thumbnail with alpha"] = mlic_fast.encode(fading, model, thumbnail=32, metadata=False)
@@ -88,6 +98,22 @@ def test_both_readers_read_what_is_written(files: dict[str, bytes]) -> None:
     for name, data in files.items():
         assert mlic_reader.read(data)["width"] in (70, 600), name
         agree(data)
+
+
+def test_both_readers_find_the_same_resolution(files: dict[str, bytes]) -> None:
+    assert mlic_reader.read(files["resolution"])["resolution"] == (300, 150.5, True)
+    assert mlic_fast.decode(files["resolution"]).info["dpi"] == (300, 150.5)
+    assert mlic_reader.read(files["rgb"])["resolution"] is None
+    # a chunk that older readers skip: nothing else in the file differs, and without it nothing at all
+    rest = [chunk for chunk in container.read(files["resolution"]).metadata if chunk.kind != 0x86]
+    assert (
+        container.write(dataclasses.replace(container.read(files["resolution"]), metadata=tuple(rest))) == files["rgb"]
+    )
+    for content in (b"", bytes(9), b"\2" + b"\1" * 8, b"\1" + bytes(4) + b"\1" * 4, b"\1" * 10):
+        mlic = dataclasses.replace(container.read(files["rgb"]), metadata=(Metadata(0x86, content),))
+        data = container.write(mlic)
+        assert mlic_reader.read(data)["resolution"] is None
+        assert "dpi" not in metadata.info_of(container.read(data))
 
 
 def test_both_readers_refuse_the_same_damage(files: dict[str, bytes]) -> None:

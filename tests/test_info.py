@@ -17,6 +17,7 @@ from mlic_fast.cli.main import main
 from mlic_fast.entropy.guard import MoveWriter
 from mlic_fast.pictures import metadata
 from mlic_fast.pictures.image import Picture
+from mlic_fast.pictures.resolution import Resolution
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 
@@ -34,6 +35,7 @@ def full() -> Mlic:
         exif=exif.tobytes().removeprefix(b"Exif\0\0"),
         xmp=b"<x/>",
         comment="ein Grüß",
+        resolution=Resolution(300, 150),
     )
     chunks = metadata.to_chunks(picture, metadata=True, thumbnail=30, limits=container.NO_LIMITS)
     return Mlic(
@@ -67,6 +69,8 @@ def test_text(full: Mlic, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         "- kind: icc_profile",
         "description: sRGB built-in",
         "- kind: exif",
+        "- kind: resolution",
+        "text: 300 x 150 pixels an inch",
         "Make: a maker [31m",
         "text: ein Grüß",
         "- kind: thumbnail",
@@ -85,7 +89,7 @@ def test_json(full: Mlic, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     facts = json.loads(capsys.readouterr().out)
     assert facts["guard"] == {"kind": "moved-boundaries", "bytes": len(full.guard or b""), "delta": pytest.approx(5e-5)}
     assert facts["alpha"] == {"bytes": 1, "constant": 128}
-    kinds = ["icc_profile", "exif", "xmp", "comment", "thumbnail", "0xfe"]
+    kinds = ["icc_profile", "exif", "xmp", "comment", "thumbnail", "resolution", "0xfe"]
     assert [chunk["kind"] for chunk in facts["metadata"]] == kinds
     thumbnail = facts["metadata"][4]
     assert (thumbnail["format"], thumbnail["width"], thumbnail["height"]) == ("PNG", 30, 20)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from mlic_fast.errors import ImageError
 from mlic_fast.evaluate.metrics import bits_per_pixel, compare, measure, ms_ssim, psnr
@@ -48,6 +49,29 @@ def test_psnr_of_equal_pictures_is_infinite() -> None:
 def test_psnr_of_a_large_picture_does_not_overflow() -> None:
     a = np.zeros((3000, 3000), np.uint8)
     assert psnr(a, a + np.uint8(255)) == 0
+
+
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "RGB", "RGBA", "P", "P with transparency", "CMYK", "YCbCr", "HSV", "I;16"]
+)
+@pytest.mark.filterwarnings("ignore::mlic_fast.errors.NotKeptWarning")
+def test_every_mode_is_measured(mode: str) -> None:
+    """The colours alone, in both flavours: grey as grey, all else as RGB."""
+    pixels = np.dstack((photo(170, 180), np.arange(180, dtype=np.uint8)[None].repeat(170, axis=0)))
+    base = Image.fromarray(pixels if "A" in mode else pixels[..., :3].copy())
+    image = base.convert("L" if mode == "I;16" else mode.split()[0])
+    if "transparency" in mode:
+        image.info["transparency"] = 3
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
+    original = open_image(image, reduce_depth=True)
+    assert (original.alpha is not None) == (mode in {"LA", "RGBA", "P with transparency"})
+    quality = compare(original, to_tensor(original))
+    assert (quality.psnr, quality.psnr_official) == (math.inf, math.inf)
+    off = to_tensor(original).mul(254 / 255)
+    wanted = psnr(original.pixels, np.round(original.pixels * (254 / 255)).astype(np.uint8))
+    assert compare(original, off).psnr == pytest.approx(wanted, abs=0.2)
+    assert compare(original, off).ms_ssim_official is not None
 
 
 def test_ms_ssim() -> None:

@@ -113,7 +113,7 @@ def test_opening_neither_decodes_nor_imports_torch(path: Path) -> None:
     finished = subprocess.run(run, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.splitlines() == [
-        "MLIC RGB (64, 42) ['comment', 'exif', 'icc_profile', 'xmp'] image/x-mlic",
+        "MLIC RGB (64, 42) ['comment', 'dpi', 'exif', 'icc_profile', 'xmp'] image/x-mlic",
         "(20, 13)",
     ]
 
@@ -196,6 +196,15 @@ def test_carried_metadata_is_kept_replaced_and_left_out(coded: bytes, decoded: I
     assert set(without.info) == {"comment"}
     assert set(reopen(decoded, metadata=False).info) == {"icc_profile"}
     assert decoded.info["xmp"] == XMP  # the image that was saved is as it was
+
+
+def test_resolution(photograph: Image.Image) -> None:
+    assert reopen(photograph, dpi=(300, 150)).info["dpi"] == (300, 150)
+    assert "dpi" not in reopen(photograph, dpi=None).info
+    assert "dpi" not in reopen(photograph, dpi=(300, 150), metadata=False).info
+    image = photograph.copy()
+    image.info["dpi"] = (72, 72)
+    assert reopen(image).info["dpi"] == (72, 72)
 
 
 def test_exif_as_bytes_with_and_without_prefix(photograph: Image.Image) -> None:

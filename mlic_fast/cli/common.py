@@ -159,7 +159,8 @@ def report(options: argparse.Namespace, facts: Mapping[str, Any], text: str) -> 
 def warn(options: argparse.Namespace, text: str) -> None:
     """Say on standard error what is to be known beside the report."""
     if sys.stderr is not None:
-        print(f"mlic-fast {options.command}: warning: {printable(text)}", file=sys.stderr)
+        # in one piece, since several threads may have something to say
+        sys.stderr.write(f"mlic-fast {options.command}: warning: {printable(text)}\n")
 
 
 def _is_plain(path: Path) -> bool:

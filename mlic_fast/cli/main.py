@@ -69,7 +69,7 @@ _EPILOG = """exit codes:
      program itself, please report it
   2  the command line is wrong
   3  a file is missing, or cannot be read or written
-  4  not a picture, or of a kind that is not supported
+  4  not a picture, or of a kind that is not supported; a folder without any
   5  not a compressed file, or a damaged one
   6  wrong, missing or damaged weights
   7  no such device, or out of memory

@@ -53,6 +53,11 @@ def unpack(data: bytes) -> Resolution:
     return found
 
 
+def of_pair(dpi: Any) -> Resolution | None:
+    """Pixels an inch, across and down, as Pillow's users give them; None for what is none."""
+    return _made(*_pair(dpi))
+
+
 def of_image(image: Image.Image, exif_data: bytes | None) -> Resolution | None:
     """What the file of a PIL image says, before orientation; exif_data: as it carries them."""
     info = image.info
