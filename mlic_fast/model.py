@@ -178,8 +178,8 @@ def _check_input(x: Tensor) -> None:
         raise ImageError(f"the model takes float values in [0, 1], not {x.dtype}: divide 8-bit values by 255")
     if x.dim() != 4 or x.shape[1] != 3 or x.shape[2] % PADDING_UNIT or x.shape[3] % PADDING_UNIT or not x.numel():
         raise ImageError(
-            f"the model takes [B, 3, H, W] with H and W multiples of {PADDING_UNIT}, not {list(x.shape)}; "
-            "mlic_fast.image.pad_to_64 pads a picture"
+            f"the model takes [B, 3, H, W] with H and W multiples of {PADDING_UNIT}, and no empty batch or picture, "
+            f"not {list(x.shape)}; mlic_fast.image.pad_to_64 pads a picture"
         )
 
 

@@ -49,7 +49,8 @@ class Target:
         whole = name == "bytes"
         kinds = (int,) if whole else (int, float)
         if isinstance(value, bool) or not isinstance(value, kinds) or not (math.isfinite(value) and value > 0):
-            raise TargetError(f"the target {name} must be a positive {'whole ' * whole}number, not {value!r}")
+            wanted = "positive whole number" if whole else "finite positive number"
+            raise TargetError(f"the target {name} must be a {wanted}, not {value!r}")
 
     def __str__(self) -> str:
         if self.bpp is not None:

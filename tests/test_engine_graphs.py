@@ -7,16 +7,12 @@ The stand-in of recorded_operators.py records; tests/test_engine_cuda.py records
 from __future__ import annotations
 
 import copy
-import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
 from device_codec import DELTA, FIXTURES, Codec
 from recorded_operators import OperatorRecorder
 

@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import copy
 import gc
-import sys
 import weakref
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
 from device_codec import FIXTURES, Codec
 from recorded_operators import OperatorRecorder
 

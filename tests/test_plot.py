@@ -107,6 +107,23 @@ def test_other_forms_of_results(tmp_path: Path) -> None:
     assert curve.points("ms-ssim")[0] == (1.0, pytest.approx(10))
 
 
+@pytest.mark.parametrize("names", [("psnr", "ms-ssim"), ("PSNR", "MS-SSIM"), ("psnr-rgb", "ms_ssim_rgb")], ids=str)
+@pytest.mark.parametrize("wrapped", [True, False], ids=["in results", "bare"])
+@pytest.mark.parametrize("similarity", ["plain", "decibels", "named decibels"])
+def test_older_and_other_projects_results(
+    names: tuple[str, str], wrapped: bool, similarity: str, tmp_path: Path
+) -> None:
+    psnr, ms_ssim = names
+    values = [0.9, 0.99] if similarity == "plain" else [10.0, 20.0]
+    key = f"{ms_ssim} (dB)" if similarity == "named decibels" else ms_ssim
+    results = {"bpp": [0.5, 1.0], psnr: [30, 34.5], key: values}
+    path = tmp_path / "theirs.json"
+    path.write_text(json.dumps({"results": results} if wrapped else results))
+    curve = read_curve(path)
+    assert curve.points() == [(0.5, 30.0), (1.0, 34.5)]
+    assert curve.ms_ssim == (pytest.approx(0.9), pytest.approx(0.99))
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -115,7 +132,8 @@ def test_other_forms_of_results(tmp_path: Path) -> None:
         (b"[]", "no .results."),
         (b'{"results": 3}', "no .results."),
         (b'{"results": {}}', "no .bpp."),
-        (b'{"results": {"bpp": [1]}}', "no .bpp."),
+        (b'{"results": {"bpp": [1]}}', "no .psnr-rgb."),
+        (b'{"results": {"psnr": [1], "rate": [2]}}', "no .bpp.; they have 'psnr', 'rate'"),
         (b'{"results": {"bpp": [], "psnr": []}}', "no .bpp."),
         (b'{"results": {"bpp": [1, 2], "psnr": [1]}}', "differ in length"),
         (b'{"results": {"bpp": [NaN], "psnr": [1]}}', "finite numbers"),
@@ -124,7 +142,8 @@ def test_other_forms_of_results(tmp_path: Path) -> None:
         (b'{"results": {"bpp": [true], "psnr": [1]}}', "finite numbers"),
         (b'{"results": {"bpp": "1", "psnr": "1"}}', "finite numbers"),
         (b'{"results": {"bpp": [0], "psnr": [1]}}', "positive"),
-        (b'{"results": {"bpp": [1], "ms-ssim": [12.5]}}', "at most 1"),
+        (b'{"results": {"bpp": [1, 2], "ms-ssim": [12.5, -0.5]}}', "decibels"),
+        (b'{"results": {"bpp": [1], "ms-ssim": [-1.5]}}', "-1 to 1"),
     ],
 )
 def test_what_is_no_file_of_results(content: bytes, words: str, tmp_path: Path) -> None:

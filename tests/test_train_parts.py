@@ -73,7 +73,11 @@ def test_learning_rates(settings: dict[str, Any], expected: list[float]) -> None
         ({"batch": True}, "batch must be a whole number"),
         ({"ema": 1.0}, "ema must be"),
         ({"patches": [[0, 100]]}, "multiple of 64"),
-        ({"patches": [[0, 128.0]]}, "multiple of 64"),
+        ({"patches": [[0, 128.0]]}, "whole numbers, a multiple of 64 from 64 to 16384 pixels a side, not 128.0"),
+        (
+            {"patches": [[0, 64]], "metric": "ms-ssim"},
+            "from 192 to 16384 pixels a side, not 64 .MS-SSIM",
+        ),
         ({"patches": [[5, 128]]}, "begin at step 0"),
         ({"patches": [[0, 128], [0, 256]]}, "in order"),
         ({"patches": 128}, "list of pairs"),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mlic_fast.checkpoint.fingerprint import fingerprint
 from mlic_fast.checkpoint.labels import guess_labels, stem
-from mlic_fast.checkpoint.layouts import layout_of, official_names
+from mlic_fast.checkpoint.layouts import layout_of, official_names, weights_in
 from mlic_fast.checkpoint.native import Deltas, Metric, NativeHeader, is_native, read_native
 from mlic_fast.checkpoint.pickles import read_pickle
 from mlic_fast.checkpoint.shapes import TABLES, expected_shapes, infer_config, is_position_index
@@ -49,7 +49,7 @@ class Checkpoint:
     name: the native file's, else the file's stem. lmbda, metric: the native file's; else read off the file's
         name, which `guessed` then says. tables_saved: whether all coding tables were in the file; if not,
         missing ones were computed here. layout: whose names the file used. source: the file, or what was given.
-    guard_deltas: the native file's, see NativeHeader.
+    guard_deltas: the native file's, see NativeHeader. taken: which of a file's dictionaries and names, in words.
     """
 
     state_dict: dict[str, Tensor] = field(repr=False)
@@ -63,6 +63,7 @@ class Checkpoint:
     layout: Literal["official", "compressai", "native"]
     source: str
     guard_deltas: Deltas | None = None
+    taken: str = ""
 
 
 @float32_on_cpu()
@@ -77,12 +78,13 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     path = Path(path)
     _check_readable(path)
     header: NativeHeader | None = None
+    taken = ""
     if is_native(path):
         tensors, header = read_native(path)
     else:
-        tensors = read_pickle(path, zipped=_is_zip(path))
+        tensors, taken = read_pickle(path, zipped=_is_zip(path))
     try:
-        checkpoint = _complete(tensors, header, stem(path), str(path))
+        checkpoint = _complete(tensors, header, stem(path), str(path), taken)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     if header is not None and checkpoint.fingerprint != header.fingerprint:
@@ -99,10 +101,13 @@ def checkpoint_from_state_dict(state_dict: Mapping[str, Any], *, name: str = "un
 
     Raises CheckpointError if they are no MLIC++ model's.
     """
-    return _complete(state_dict, None, name, "a state dict")
+    inside, taken = weights_in(state_dict)
+    return _complete(inside, None, name, "a state dict", taken)
 
 
-def _complete(tensors: Mapping[str, Any], header: NativeHeader | None, name: str, source: str) -> Checkpoint:
+def _complete(
+    tensors: Mapping[str, Any], header: NativeHeader | None, name: str, source: str, taken: str
+) -> Checkpoint:
     layout = layout_of(tensors)
     named = official_names(tensors)
     _check_kinds(named)
@@ -133,6 +138,7 @@ def _complete(tensors: Mapping[str, Any], header: NativeHeader | None, name: str
         tables_saved=tables_saved,
         layout=layout if header is None else "native",
         source=source,
+        taken=taken,
         guard_deltas=None if header is None else header.guard_deltas,
     )
 

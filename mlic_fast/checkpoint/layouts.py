@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from mlic_fast.checkpoint.shapes import GAUSSIAN_TABLES, SCALE_TABLE
@@ -18,8 +18,15 @@ from mlic_fast.errors import CheckpointError
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Name parts that a wrapper put in: DistributedDataParallel, torch.compile. No official name has such a part.
-_WRAPPERS = frozenset({"module", "_orig_mod"})
+# Name parts that a wrapper put in: DistributedDataParallel, torch.compile, FSDP, activation checkpoints. No official
+# name has such a part.
+_WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+
+# A name that every model's weights have once, in either layout: what stands before it stands before all of them.
+_SIGN = re.compile(r"(?:(.*?)\.)??(?:latent_codec\.z\.)?entropy_bottleneck\.quantiles")
+
+# How deep a state dict lies in what was saved: {"checkpoint": {"model": {…}}}.
+_DEEPEST = 2
 
 # CompressAI 1.2.0b3 wrote `_matrix0`; before that, parameter lists were `_matrices.0`.
 _BOTTLENECK = re.compile(r"entropy_bottleneck\._(?:(matri|bia|facto)(?:x|s|r)|(matri|bias|facto)(?:ces|es|rs)\.)(\d)")
@@ -40,6 +47,53 @@ _COMPRESSAI = tuple(
     )
 )
 _GAUSSIAN_COPY = re.compile(_SLICE + r"y\.(gaussian_conditional\..+)")
+
+
+def weights_in(saved: Mapping[Any, Any]) -> tuple[Any, str]:
+    """The one state dict in what was saved, without what stands before its names; and what was taken, in words.
+
+    saved: a state dict, or a dictionary with one in it under any key ("state_dict", "model", "ema", …) beside other
+    things. Names may have a prefix ("model." in PyTorch Lightning's files); names without it are left out then, and
+    so is the count beside a moving average. What has no MLIC++ weights is given back as it is.
+    Raises CheckpointError if several fit.
+    """
+    if "mlic_fast" in saved:  # our own training's file, with the weights before averaging beside the others
+        saved = {key: value for key, value in saved.items() if key != "trained_weights"}
+    found = list(_fitting(saved, "", 0))
+    if len(found) > 1:
+        places = " and ".join(_place(key, prefix) for key, prefix, _ in found)
+        raise CheckpointError(f"there are weights of several models in it, {places}: save one of them alone")
+    if not found:
+        return saved.get("state_dict", saved), ""
+    key, prefix, state_dict = found[0]
+    if prefix:
+        cut = f"{prefix}."
+        _check_names(state_dict)
+        inside = [name for name in state_dict if _unwrapped(name).startswith(cut)]
+        named = {_unwrapped(name).removeprefix(cut): state_dict[name] for name in inside}
+        if len(named) < len(inside):
+            raise CheckpointError(f"some names after {prefix!r} are there twice: save one model alone")
+        state_dict = named
+    return {name: value for name, value in state_dict.items() if name != "n_averaged"}, _place(key, prefix)
+
+
+def _fitting(saved: Mapping[Any, Any], key: str, depth: int) -> Iterator[tuple[str, str, Mapping[Any, Any]]]:
+    """(key, prefix, state dict) of each model's weights."""
+    prefixes = {
+        match[1] or "" for name in saved if isinstance(name, str) and (match := _SIGN.fullmatch(_unwrapped(name)))
+    }
+    for prefix in sorted(prefixes):
+        yield key, prefix, saved
+    if depth < _DEEPEST:
+        for name, value in saved.items():
+            if isinstance(name, str) and isinstance(value, Mapping):
+                yield from _fitting(value, f"{key}.{name}" if key else name, depth + 1)
+
+
+def _place(key: str, prefix: str) -> str:
+    """Where weights lie, for people."""
+    names = f"names after {prefix!r}" if prefix else "all names"
+    return f"{names} under {key!r}" if key else names
 
 
 def layout_of(state_dict: Mapping[str, Any]) -> Literal["official", "compressai"]:

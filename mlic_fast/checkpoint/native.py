@@ -217,7 +217,7 @@ def check_name(name: str) -> None:
 def _check_labels(name: str, lmbda: float | None, metric: str | None) -> None:
     check_name(name)
     if lmbda is not None and not (math.isfinite(lmbda) and lmbda > 0):
-        raise CheckpointError(f"λ must be a positive number, not {lmbda!r}")
+        raise CheckpointError(f"λ must be a finite positive number, not {lmbda!r}")
     if metric is not None and metric not in get_args(Metric):
         raise CheckpointError(f"metric must be one of {', '.join(get_args(Metric))}, not {metric!r}")
 

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
+from mlic_fast.checkpoint.layouts import weights_in
 from mlic_fast.checkpoint.pickle_scan import ForeignObjectError, ScanError, scan_pickle
 from mlic_fast.errors import CheckpointError
 
@@ -34,10 +35,10 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PICKLES = 5
 
 
-def read_pickle(path: Path, *, zipped: bool) -> dict[str, Tensor]:
-    """Tensors of the state dict in a torch.save file, under the names and dtypes of the file, on the CPU.
+def read_pickle(path: Path, *, zipped: bool) -> tuple[dict[str, Tensor], str]:
+    """Tensors of the state dict in a torch.save file, under the dtypes of the file, on the CPU; and what was taken.
 
-    The file holds a state dict, or a dictionary with one under "state_dict" (what else is in there,
+    The file holds a state dict, or a dictionary with one in it, see `layouts.weights_in` (what else is in there,
     optimizers for example, is left alone). Tensors may be views of the mapped file: copy what is kept.
     Raises CheckpointError if it is damaged, holds anything but data, or no state dict.
     """
@@ -48,12 +49,15 @@ def read_pickle(path: Path, *, zipped: bool) -> dict[str, Tensor]:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             _check_pickles(path, cast("IO[bytes]", content), count=_LEGACY_PICKLES)
     loaded = _load(path, mapped=zipped)
-    state_dict = loaded
-    if isinstance(loaded, Mapping) and "state_dict" in loaded:
-        state_dict = loaded["state_dict"]
+    state_dict, taken = loaded, ""
+    if isinstance(loaded, Mapping):
+        try:
+            state_dict, taken = weights_in(loaded)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from error
     if not isinstance(state_dict, Mapping) or not state_dict:
         raise CheckpointError(f"{path} holds {_kind(state_dict)} where a state dict should be")
-    return _tensors(state_dict, path)
+    return _tensors(state_dict, path), taken
 
 
 def _checked_entries(path: Path) -> bytes:
@@ -117,8 +121,11 @@ def _check_pickles(path: Path, file: IO[bytes], count: int) -> None:
             ) from error
         raise CheckpointError(
             f"{path} holds a Python object, {error.name}, beside its tensors. Reading such a file can run code, so "
-            "it is refused. If you trust where it comes from, save its state dict alone: torch.save("
-            f"torch.load({path.name!r}, map_location='cpu', weights_only=False)['state_dict'], 'weights.pth')"
+            "it is refused. If you trust where it comes from, save its state dict alone, where the code of its classes "
+            f"is at hand:\nimport torch\nsaved = torch.load({str(path)!r}, map_location='cpu', weights_only=False)\n"
+            "is_model = isinstance(saved, torch.nn.Module)\n"
+            "state = saved.state_dict() if is_model else {k: v for k, v in saved.items() if isinstance(v, (dict, "
+            "torch.Tensor))}\ntorch.save(state, 'weights.pth')"
         ) from error
     except ScanError as error:
         raise CheckpointError(f"{path} is no PyTorch file that can be read safely: {error}") from error

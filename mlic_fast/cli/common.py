@@ -208,7 +208,7 @@ def positive_number(text: str) -> float:
     except ValueError:
         value = 0.0
     if not (math.isfinite(value) and value > 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite positive number")
     return value
 
 
@@ -217,7 +217,8 @@ def positive_of(largest: int) -> Callable[[str], int]:
 
     def number(text: str) -> int:
         # not longer than what could be in range: int() takes its time over many digits
-        value = int(text) if text.isascii() and text.isdigit() and len(text) <= len(str(largest)) else 0
+        digits = text.lstrip("0")
+        value = int(digits) if digits.isascii() and digits.isdigit() and len(digits) <= len(str(largest)) else 0
         if not 1 <= value <= largest:
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {largest}")
         return value

@@ -60,6 +60,7 @@ def run(options: argparse.Namespace) -> None:
         "output": options.output,
         "name": written.name,
         "layout": source.layout,
+        "taken": source.taken,
         "config": asdict(written.config),
         "lambda": written.lmbda,
         "metric": written.metric,
@@ -67,10 +68,11 @@ def run(options: argparse.Namespace) -> None:
         "tables": "saved" if source.tables_saved else "computed",
         "fingerprint": written.fingerprint.hex(),
     }
+    told = source.taken not in ("", "all names")
     guessed = " (from the file's name)" if done.labels_guessed else ""
     text = "\n".join(
         [
-            f"{options.output}: {written.name}, from {source.layout} names",
+            f"{options.output}: {written.name}, from {source.layout} names" + (f", {source.taken}" if told else ""),
             f"  N={written.config.N}, M={written.config.M}, {written.config.slice_num} slices, "
             f"{written.config.variant} variant",
             f"  lambda {written.lmbda or 'unknown'}, metric {written.metric or 'unknown'}{guessed}",

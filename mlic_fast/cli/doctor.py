@@ -13,6 +13,7 @@ from typing import Any
 
 import mlic_fast
 from mlic_fast.cli import common
+from mlic_fast.cli.streams import WAITING
 from mlic_fast.errors import BackendError
 
 DESCRIPTION = "Say what is installed, which devices and weights are there, and which backends are in use and why."
@@ -45,11 +46,12 @@ def run(options: argparse.Namespace) -> None:
         "packages": {name: _version(name) for name in _PACKAGES},
         "extensions": {name: _extension(name) for name in ("_range_coder", "_cpu_kernels")},
         "devices": _guarded(_devices),
+        "threads": _guarded(_threads),
         "backend": _guarded(_backend),
         "models": _guarded(_models),
     }
     lines = [f"mlic-fast {facts['mlic_fast']}, Python {facts['python']} on {facts['system']}"]
-    for title in ("packages", "extensions", "devices", "backend", "models"):
+    for title in ("packages", "extensions", "devices", "threads", "backend", "models"):
         lines += [f"{title}:", *(f"  {name}: {value}" for name, value in facts[title].items())]
     common.report(options, facts, "\n".join(lines))
 
@@ -89,6 +91,15 @@ def _devices() -> dict[str, str]:
         built = torch.version.cuda or torch.version.hip
         devices["cuda"] = "none that PyTorch can use" if built else "none: this PyTorch is built without CUDA"
     return devices
+
+
+def _threads() -> dict[str, str]:
+    """How OpenMP's threads wait: spinning ones keep each other from processors that other processes want too."""
+    told = [f"{name}={os.environ[name]}" for name in WAITING if name in os.environ]
+    return {
+        "waiting": ", ".join(told) or "OpenMP's default, which spins",
+        "in Python": "set OMP_WAIT_POLICY=passive before PyTorch is imported where other processes want the processors",
+    }
 
 
 def _backend() -> dict[str, str]:

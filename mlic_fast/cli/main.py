@@ -60,9 +60,6 @@ _EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
 # No narrower are lines of help made, as argparse has it.
 _NARROWEST = 11
 
-# What OpenMP's runtimes read when they are loaded.
-_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
-
 _EPILOG = """exit codes:
   0  done
   1  some files of a folder failed, which are listed; with a traceback: an error of the
@@ -115,7 +112,7 @@ def _let_threads_sleep() -> None:
 
     They spin otherwise, and where other processes want the processors, keep them from the threads they wait for.
     """
-    if "torch" not in sys.modules and not any(name in os.environ for name in _WAITING):
+    if "torch" not in sys.modules and not any(name in os.environ for name in streams.WAITING):
         os.environ["OMP_WAIT_POLICY"] = "passive"
 
 

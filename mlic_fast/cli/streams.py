@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Standard streams that are closed, broken or full, or have few characters: messages get lost there, work does not."""
+"""What a command finds when it starts: standard streams, however they are, and how OpenMP's threads wait.
+
+Streams may be closed, broken or full, or have few characters: messages get lost there, work does not.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +31,9 @@ _PLAIN = {
     "ø": "mean",
     "\N{REPLACEMENT CHARACTER}": "?",
 }
+# What OpenMP's runtimes read when they are loaded.
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+
 _HANDLER = "mlic_fast.plain"
 
 

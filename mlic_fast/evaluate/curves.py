@@ -2,7 +2,8 @@
 """Rate-distortion curves: averages over a set of pictures, one point a model or quality, and the files they are in.
 
 The files are those of `compressai.utils.eval_model`: {"name", "description", "results": {"bpp": […], "psnr-rgb": […],
-"ms-ssim-rgb": […], …}}, which `compressai.utils.plot` reads. Older ones say "psnr" and "ms-ssim".
+"ms-ssim-rgb": […], …}}, which `compressai.utils.plot` reads. Older ones say "psnr" and "ms-ssim", whose values may be
+decibels, −10·log10(1 − MS-SSIM).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,11 @@ from typing import Any, Literal
 from mlic_fast.errors import CurveError
 
 Metric = Literal["psnr", "ms-ssim"]
+
+# What lists are called, capitals and what stands between words aside; the first that is there counts.
+_PSNR = ("psnr-rgb", "psnr", "psnr-db")
+_MS_SSIM = ("ms-ssim-rgb", "ms-ssim")
+_MS_SSIM_DECIBELS = ("ms-ssim-rgb-db", "ms-ssim-db-rgb", "ms-ssim-db")
 
 # A file of results has some kilobytes.
 _MAX_BYTES = 2**24
@@ -81,23 +88,42 @@ def curve_of(data: Any, name: str) -> Curve:
     if not isinstance(results, Mapping):
         raise CurveError('there are no "results" in it')
     bpp = _numbers(results, ("bpp",))
-    psnr, ms_ssim = _numbers(results, ("psnr-rgb", "psnr")), _numbers(results, ("ms-ssim-rgb", "ms-ssim"))
-    if not bpp or (psnr is None and ms_ssim is None):
-        raise CurveError('there are no "bpp" with "psnr-rgb" or "ms-ssim-rgb" in its results')
+    psnr, ms_ssim = _numbers(results, _PSNR), _numbers(results, _MS_SSIM)
+    decibels = _numbers(results, _MS_SSIM_DECIBELS)
+    if ms_ssim is not None and any(value > 1 for value in ms_ssim):
+        ms_ssim, decibels = None, ms_ssim
+    if ms_ssim is None and decibels is not None:
+        if min(decibels, default=0) < 0:
+            raise CurveError("its MS-SSIM values are neither all at most 1 nor all positive decibels")
+        ms_ssim = tuple(1 - 10 ** (-value / 10) for value in decibels)
+    missing = [] if bpp else ['"bpp"']
+    if psnr is None and ms_ssim is None:
+        missing.append('"psnr-rgb" or "ms-ssim-rgb" (or "psnr", "ms-ssim", "ms-ssim-db")')
+    if not bpp or missing:
+        raise CurveError(f"its results have no {' and no '.join(missing)}; they have {_listed(results)}")
     if any(values is not None and len(values) != len(bpp) for values in (psnr, ms_ssim)):
         raise CurveError("its lists of bpp, PSNR and MS-SSIM differ in length")
     if min(bpp) <= 0:
         raise CurveError("bits per pixel are positive numbers")
-    if ms_ssim is not None and not all(-1 <= value <= 1 for value in ms_ssim):
-        raise CurveError("MS-SSIM is at most 1; values in decibels are not read")
+    if ms_ssim is not None and min(ms_ssim) < -1:
+        raise CurveError("MS-SSIM is from -1 to 1, or positive decibels")
     told = data.get("name")
     return Curve(told if isinstance(told, str) and told else name, bpp, psnr, ms_ssim)
 
 
+def _listed(results: Mapping[str, Any]) -> str:
+    return ", ".join(repr(key) for key in list(results)[:12]) or "nothing"
+
+
+def _plain(key: Any) -> str:
+    return re.sub(r"[^a-z0-9]", "", str(key).lower())
+
+
 def _numbers(results: Mapping[str, Any], keys: Sequence[str]) -> tuple[float, ...] | None:
     """The list under the first of the keys that is there; None if none is. Raises CurveError."""
+    by_name = {_plain(key): value for key, value in results.items()}
     for key in keys:
-        values = results.get(key)
+        values = by_name.get(_plain(key))
         if values is None:
             continue
         if not isinstance(values, list) or not all(_is_number(value) for value in values):

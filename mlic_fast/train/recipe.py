@@ -139,7 +139,7 @@ class Recipe:
         for value in values:
             self._check_value("lambda", value, float, sys.float_info.min, 1e9)
         if isinstance(self.lmbda, tuple) and not (len(values) == 2 and values[0] < values[1]):
-            raise RecipeError(f"a range of lambda must be [low, high], the low one first, not {list(values)}")
+            raise RecipeError(f"a range of lambda must be [low, high], low below high, not {list(values)}")
 
     def _check(self, name: str, kind: type, low: float, high: float) -> None:
         self._check_value(name, getattr(self, name), kind, low, high)
@@ -159,7 +159,11 @@ class Recipe:
         for _, side in self.patches:
             if not isinstance(side, int) or not least <= side <= 2**14 or side % PADDING_UNIT:
                 why = " (MS-SSIM needs 161 pixels)" if least > 1 else ""
-                raise RecipeError(f"patches must be a multiple of {PADDING_UNIT} pixels a side, not {side}{why}")
+                smallest = -(-least // PADDING_UNIT) * PADDING_UNIT
+                raise RecipeError(
+                    f"patches must be whole numbers, a multiple of {PADDING_UNIT} from {smallest} to {2**14} pixels a "
+                    f"side, not {side}{why}"
+                )
         starts = [first for first, _ in self.milestones]
         if sorted(set(starts)) != starts or any(not rate > 0 for _, rate in self.milestones):
             raise RecipeError(f"milestones must name steps in order and positive learning rates, not {self.milestones}")

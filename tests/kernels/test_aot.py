@@ -7,12 +7,9 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 import aot
+import pytest
 
 pytest.importorskip("triton", reason="Triton has packages for Linux only")
 
