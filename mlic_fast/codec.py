@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from mlic_fast import coding
 from mlic_fast.bitstream import container, official, sniff
 from mlic_fast.checkpoint import fingerprint
+from mlic_fast.compute.derived import tensors_of
 from mlic_fast.compute.device import memory_errors, resolve_device
 from mlic_fast.compute.forks import after_fork, settle
 from mlic_fast.errors import BitstreamError, DeviceError, ImageError, WrongWeightsError
 from mlic_fast.limits import Limits
-from mlic_fast.nn.network import Network
+from mlic_fast.nn.network import Network, fingerprints
 from mlic_fast.pictures.image import (
     Mode,
     Padding,
@@ -187,7 +188,7 @@ def model_fingerprint(model: nn.Module) -> bytes:
             f"the model has {', '.join(sorted(other))} weights, which files cannot be written or read with: keep the "
             "weights in float32, and for 16-bit arithmetic run the model under torch.autocast"
         )
-    return coding.fingerprints.get(network, state.values(), lambda: fingerprint(state))
+    return fingerprints.get(network, tensors_of(network), lambda: fingerprint(state))
 
 
 def open_model(model: Model = None, device: str | torch.device | None = None) -> Network:

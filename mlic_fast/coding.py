@@ -19,7 +19,6 @@ from torch import Tensor
 
 from mlic_fast.compute.backend import choose, is_named, plain_path
 from mlic_fast.compute.defaults import cpu_by_default
-from mlic_fast.compute.derived import Remembered
 from mlic_fast.compute.forks import settle
 from mlic_fast.compute.precision import no_autocast
 from mlic_fast.engine import Engine, engine_for, forget_engines
@@ -31,13 +30,10 @@ from mlic_fast.entropy.moved_boundaries import GuardReader, GuardWriter
 from mlic_fast.entropy.range_coder import RangeCoder as RangeCoder
 from mlic_fast.entropy.tables import coding_tables, forget_tables
 from mlic_fast.errors import BackendError, BitstreamError, GuardError
-from mlic_fast.nn.network import Network
+from mlic_fast.nn.network import Network, fingerprints
 from mlic_fast.passes import Walk
 
 VARIABLE = "MLIC_FAST_EXACT"
-
-# SHA-256 over a network's weights and tables
-fingerprints: Remembered[bytes] = Remembered()
 
 
 class Way(Protocol):

@@ -190,17 +190,18 @@ def halved(name: str, tensor: Tensor) -> bool:
 
 def _unpacked(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Bounds of 16 bits as int32. Rows that do not end where their length says stay what they are, to be refused."""
+    import numpy as np
     import torch
 
     for name in _BOUNDS:
         bounds, lengths = tensors.get(name), tensors.get(name.replace("_quantized_cdf", "_cdf_length"))
         if bounds is None or lengths is None or bounds.dtype != torch.int16 or bounds.dim() != 2:
             continue
-        bounds = bounds.int() & 0xFFFF
+        whole = bounds.numpy().view(np.uint16).astype(np.int32)
         if lengths.shape == bounds.shape[:1] and lengths.dtype == torch.int32:
-            ends = torch.arange(bounds.shape[1]) == lengths[:, None] - 1
-            bounds[ends & (bounds == 0)] = CDF_TOTAL
-        tensors[name] = bounds
+            ends = np.arange(whole.shape[1]) == lengths.numpy()[:, None].astype(np.int64) - 1
+            whole[ends & (whole == 0)] = CDF_TOTAL
+        tensors[name] = torch.from_numpy(whole)
     return tensors
 
 

@@ -136,10 +136,13 @@ def check_scale_table(scales: Tensor) -> None:
 
 
 def _check_cdfs(prefix: str, state_dict: Mapping[str, Tensor], count: int, reason: str) -> None:
-    import torch
+    import numpy as np
 
-    cdfs, lengths, offsets = (state_dict[f"{prefix}.{name}"] for name in ("_quantized_cdf", "_cdf_length", "_offset"))
-    if cdfs.dim() != 2 or cdfs.shape[0] != count or not MIN_CDF_LENGTH <= cdfs.shape[1] <= MAX_CDF_LENGTH:
+    # NumPy: as in `check_finite`
+    cdfs, lengths, offsets = (
+        state_dict[f"{prefix}.{name}"].numpy() for name in ("_quantized_cdf", "_cdf_length", "_offset")
+    )
+    if cdfs.ndim != 2 or cdfs.shape[0] != count or not MIN_CDF_LENGTH <= cdfs.shape[1] <= MAX_CDF_LENGTH:
         raise CheckpointError(
             f"{prefix}._quantized_cdf has shape {list(cdfs.shape)}; it must have {count} rows ({reason}) "
             f"of {MIN_CDF_LENGTH} to {MAX_CDF_LENGTH} bounds"
@@ -149,32 +152,32 @@ def _check_cdfs(prefix: str, state_dict: Mapping[str, Tensor], count: int, reaso
             raise CheckpointError(f"{prefix}.{name} has shape {list(tensor.shape)}, it must be [{count}] ({reason})")
     width = cdfs.shape[1]
     bad = (lengths < MIN_CDF_LENGTH) | (lengths > width)
-    if bool(bad.any()):
-        row = int(bad.nonzero()[0])
+    if bad.any():
+        row = int(bad.argmax())
         raise CheckpointError(
             f"{prefix}._cdf_length[{row}] is {int(lengths[row])}, it must be {MIN_CDF_LENGTH} to {width}, "
             "the table's width"
         )
     bad = (offsets < -MAX_OFFSET) | (offsets > MAX_OFFSET)  # abs() would keep the smallest int32 negative
-    if bool(bad.any()):
-        row = int(bad.nonzero()[0])
+    if bad.any():
+        row = int(bad.argmax())
         raise CheckpointError(f"{prefix}._offset[{row}] is {int(offsets[row])}, beyond ±{MAX_OFFSET}")
     bad = cdfs[:, 0] != 0
-    if bool(bad.any()):
-        row = int(bad.nonzero()[0])
+    if bad.any():
+        row = int(bad.argmax())
         raise CheckpointError(f"{prefix}._quantized_cdf row {row} must begin with 0, not with {int(cdfs[row, 0])}")
-    inside = torch.arange(1, width)[None, :] < lengths[:, None]
-    bad = (cdfs[:, 1:].long() <= cdfs[:, :-1].long()) & inside
-    if bool(bad.any()):
-        row, column = bad.nonzero()[0].tolist()
+    inside = np.arange(1, width)[None, :] < lengths[:, None]
+    bad = (cdfs[:, 1:] <= cdfs[:, :-1]) & inside
+    if bad.any():
+        row, column = (int(k) for k in np.argwhere(bad)[0])
         raise CheckpointError(
             f"{prefix}._quantized_cdf row {row} must increase; bound {column + 1} is {int(cdfs[row, column + 1])}, "
             f"after {int(cdfs[row, column])}"
         )
-    last = cdfs.gather(1, (lengths.long() - 1)[:, None])[:, 0]
+    last = cdfs[np.arange(count), lengths - 1]
     bad = last != CDF_TOTAL
-    if bool(bad.any()):
-        row = int(bad.nonzero()[0])
+    if bad.any():
+        row = int(bad.argmax())
         raise CheckpointError(
             f"{prefix}._quantized_cdf row {row} ends with {int(last[row])} at bound {int(lengths[row]) - 1}, "
             f"it must end with {CDF_TOTAL}"

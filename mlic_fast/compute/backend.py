@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mlic_fast.compute import triton_language as language
+from mlic_fast.compute.private_torch import constant_when_compiled
 from mlic_fast.errors import BackendError
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ except ImportError as error:
 # What `use_backend` has set for the whole process. A plain variable, so that torch.compile can
 # guard on it and the threads of autograd see it.
 _forced: str | None = None
+
+_can_launch = constant_when_compiled(language.load)
 
 # Whether this thread is inside `plain_path`.
 _thread = threading.local()
@@ -87,7 +90,7 @@ def choose(x: Tensor) -> Backend:
             raise BackendError(f"backend cpu: a tensor lies on {x.device}; move it to the CPU, or unset {VARIABLE}")
         return "cpu"
     if wanted == "triton":
-        if language.WHY_NOT is not None:
+        if not _can_launch():
             raise BackendError(f"backend triton: {language.WHY_NOT}; set {VARIABLE}=torch")
         if not on_cuda and not (on_cpu and language.INTERPRETED):
             raise BackendError(
@@ -98,7 +101,7 @@ def choose(x: Tensor) -> Backend:
     # auto; kernels have no float64
     if x.dtype.itemsize > 4:
         return "torch"
-    if on_cuda and language.HAS_TRITON and not language.INTERPRETED:
+    if on_cuda and not language.INTERPRETED and _can_launch():
         return "triton"
     if on_cpu and _no_cpu_kernels is None:
         return "cpu"
@@ -114,7 +117,7 @@ def report() -> dict[Backend, str | None]:
     """Backend → None if it can run here, or why it cannot."""
     import torch
 
-    no_triton = language.WHY_NOT
+    no_triton = None if _can_launch() else language.WHY_NOT
     if no_triton is None and not torch.cuda.is_available() and not language.INTERPRETED:
         no_triton = "PyTorch finds no CUDA device"
     no_cpu = _no_cpu_kernels

@@ -48,7 +48,7 @@ def tensors_of(module: nn.Module) -> list[Tensor]:
     return tensors
 
 
-class Remembered(Generic[Value]):
+class Derived(Generic[Value]):
     """One value for each owner, computed again when one of the tensors it came from has changed.
 
     Writing through `.data` escapes PyTorch's version counters and so is not noticed: call `forget`. Owners are
@@ -70,6 +70,14 @@ class Remembered(Generic[Value]):
         self._values[owner] = (states, value)
         return value
 
+    def put(self, owner: Any, tensors: Iterable[Tensor], value: Value) -> None:
+        """Remember a value that is known already."""
+        self._values[owner] = ([_State.of(tensor) for tensor in tensors], value)
+
     def forget(self, owner: Any) -> None:
         """Compute the owner's value anew at the next request."""
         self._values.pop(owner, None)
+
+    def clear(self) -> None:
+        """Forget every owner's value."""
+        self._values.clear()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mlic_fast.compute.backend import choose
-from mlic_fast.compute.derived import Remembered, tensors_of
+from mlic_fast.compute.derived import Derived, tensors_of
 from mlic_fast.engine.engine import Engine, Options, TransformType
 from mlic_fast.errors import BackendError
 
@@ -33,7 +33,7 @@ class _Engines:
         self.made: dict[Options, Engine] = {}
 
 
-_engines: Remembered[_Engines] = Remembered()
+_engines: Derived[_Engines] = Derived()
 
 # Engines of one model that are kept: each holds weights of its own.
 _KEPT = 2

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from mlic_fast.compute.derived import Remembered
+from mlic_fast.compute.derived import Derived
 from mlic_fast.compute.precision import KeepsFloat32
 from mlic_fast.entropy.range_coder import CodingTables
 from mlic_fast.errors import CodingError
 
-_tables: Remembered[CodingTables] = Remembered()
+_tables: Derived[CodingTables] = Derived()
 
 
 class Tables(Protocol):

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from mlic_fast.compute.defaults import float32_on_cpu
+from mlic_fast.compute.derived import Derived, tensors_of
 from mlic_fast.compute.device import memory_errors, resolve_device
 from mlic_fast.compute.precision import at_least_float32
+from mlic_fast.compute.undrawn import Undrawn
 from mlic_fast.config import ModelConfig
 from mlic_fast.contexts import CONTEXTS, inputs_of, width_of
 from mlic_fast.entropy.guard import DEFAULT_DELTA
@@ -33,6 +35,9 @@ from mlic_fast.passes import Walk
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+# SHA-256 over a network's weights and tables, see `mlic_fast.checkpoint.fingerprint`.
+fingerprints: Derived[bytes] = Derived()
 
 _TABLES = ("_quantized_cdf", "_offset", "_cdf_length", "scale_table")
 
@@ -151,7 +156,7 @@ class Network(nn.Module):
         """
         from mlic_fast.checkpoint import checkpoint_from_state_dict
 
-        return cls._from_checkpoint(checkpoint_from_state_dict(state_dict))
+        return cls._from_checkpoint(checkpoint_from_state_dict(state_dict), torch.device("cpu"))
 
     @classmethod
     def from_checkpoint(cls, path: str | PathLike[str], device: str | torch.device = "cpu") -> Self:
@@ -164,14 +169,17 @@ class Network(nn.Module):
 
         place = resolve_device(device)
         with memory_errors(f"loading {path}"):
-            return cls._from_checkpoint(read_checkpoint(path)).to(place)
+            return cls._from_checkpoint(read_checkpoint(path), place)
 
     @classmethod
     @float32_on_cpu()
-    def _from_checkpoint(cls, checkpoint: Any) -> Self:
-        model = cls(checkpoint.config)
+    def _from_checkpoint(cls, checkpoint: Any, device: torch.device) -> Self:
+        with Undrawn():
+            model = cls(checkpoint.config)
         model.name = checkpoint.name
         if checkpoint.guard_deltas is not None:
             model.guard_deltas = torch.tensor(checkpoint.guard_deltas, dtype=torch.float64)
-        model.load_state_dict(checkpoint.state_dict)
-        return model.eval()
+        model.load_state_dict(checkpoint.state_dict, assign=True)
+        model.eval().to(device)
+        fingerprints.put(model, tensors_of(model), checkpoint.fingerprint)
+        return model

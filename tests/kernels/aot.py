@@ -93,12 +93,17 @@ def resource_usage(cubin: bytes) -> dict[str, int]:
 def table(chosen: Sequence[str]) -> dict[str, Any]:
     """Stem → configuration → GPU → what it takes, for this version of Triton."""
     import triton
+    from mlic_fast.kernels import language
 
     rows: dict[str, Any] = {}
     for stem in chosen:
+        configs = importlib.import_module(f"mlic_fast.kernels.{stem}").AOT_CONFIGS
+        language.load()
         rows[stem] = {
-            name_of(*config): {f"sm_{capability}": compile_for(capability, *config) for capability in capabilities()}
-            for config in importlib.import_module(f"mlic_fast.kernels.{stem}").AOT_CONFIGS
+            name_of(kernel, *config): {
+                f"sm_{capability}": compile_for(capability, kernel.compiled, *config) for capability in capabilities()
+            }
+            for kernel, *config in configs
         }
     return {"triton": triton.__version__, "kernels": rows}
 
