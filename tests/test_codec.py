@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 import mlic_fast
+from mlic_fast import coding
 from mlic_fast.bitstream import container, official
 from mlic_fast.codec import decode_tensor, model_fingerprint, open_model
 from mlic_fast.errors import BitstreamError, DeviceError, ImageError, LimitError, WrongWeightsError
@@ -28,7 +29,9 @@ from mlic_fast.limits import Limits
 def photograph() -> Image.Image:
     path = resources.files("mlic_fast").joinpath("data", "coffee.png")
     with path.open("rb") as file:
-        return Image.open(file).convert("RGB")
+        image = Image.open(file).convert("RGB")
+    image.info = {}  # it has a resolution, which arrays do not have
+    return image
 
 
 @pytest.fixture(scope="module")
@@ -274,7 +277,7 @@ def test_out_of_memory_is_an_error_of_ours(
     def exhausted(*_: Any, **__: Any) -> None:
         torch.empty(2**62, dtype=torch.uint8)
 
-    monkeypatch.setattr(type(model), "compress", exhausted)
+    monkeypatch.setattr(coding, "compress", exhausted)
     with pytest.raises(DeviceError, match=r"out of memory.*64 x 64"):
         mlic_fast.encode(photograph.crop((0, 0, 64, 64)), model)
 

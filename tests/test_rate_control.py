@@ -70,7 +70,9 @@ def scaled(tmp_path_factory: pytest.TempPathFactory, one_bundled_model: None) ->
 @pytest.fixture(scope="module")
 def picture() -> Picture:
     with resources.files("mlic_fast").joinpath("data", "coffee.png").open("rb") as file:
-        return open_image(Image.open(file).convert("RGB").crop((200, 150, 328, 246)))
+        image = Image.open(file).convert("RGB").crop((200, 150, 328, 246))
+    image.info = {}  # it has a resolution, which arrays do not have
+    return open_image(image)
 
 
 @pytest.fixture(scope="module")

@@ -93,7 +93,8 @@ def resource_usage(cubin: bytes) -> dict[str, int]:
 def table(chosen: Sequence[str]) -> dict[str, Any]:
     """Stem → configuration → GPU → what it takes, for this version of Triton."""
     import triton
-    from mlic_fast.kernels import language
+
+    from mlic_fast.compute import triton_language as language
 
     rows: dict[str, Any] = {}
     for stem in chosen:

@@ -219,9 +219,15 @@ def test_operators_are_registered_well(checks: tuple[str, ...]) -> None:
     _, statistics, context = kernels.forward(*three, 1, True)
     plain = [grad, *three, statistics, context]
     with use_backend("triton"):
-        torch.library.opcheck(ops._linear_attention, (*(x.requires_grad_() for x in three), 1, True), test_utils=checks)
         torch.library.opcheck(
-            ops._linear_attention_backward, (*(x.detach() for x in plain), 1, True), test_utils=checks
+            torch.ops.mlic_fast.linear_attention.default,
+            (*(x.requires_grad_() for x in three), 1, True),
+            test_utils=checks,
+        )
+        torch.library.opcheck(
+            torch.ops.mlic_fast.linear_attention_backward.default,
+            (*(x.detach() for x in plain), 1, True),
+            test_utils=checks,
         )
 
 
