@@ -2,9 +2,9 @@
 """Triton, imported when the first kernel is launched: importing it takes longer than encoding a small picture does.
 
 Kernel files write `from mlic_fast.compute.triton_language import tl, triton` and nothing else of Triton. What they get
-are stand-ins, which `load` replaces in them; where Triton is not installed the stand-ins stay, and their kernels refuse to
-be launched. So plain twins can be imported anywhere. Kernel files do not write `from __future__ import annotations`:
-Triton reads `tl.constexpr` from the annotations themselves.
+are stand-ins, which `load` replaces in them; where Triton is not installed the stand-ins stay, and their kernels refuse
+to be launched. So plain twins can be imported anywhere. Kernel files do not write `from __future__ import
+annotations`: Triton reads `tl.constexpr` from the annotations themselves.
 """
 
 import importlib

@@ -217,18 +217,12 @@ QUICK_CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
 def test_operators_are_registered_well(checks: tuple[str, ...]) -> None:
     *three, grad = maps(1, 16, 4, 4)
     _, statistics, context = kernels.forward(*three, 1, True)
-    plain = [grad, *three, statistics, context]
+    plain = [x.detach() for x in (grad, *three, statistics, context)]
+    forward = torch.ops.mlic_fast.linear_attention.default
+    backward = torch.ops.mlic_fast.linear_attention_backward.default
     with use_backend("triton"):
-        torch.library.opcheck(
-            torch.ops.mlic_fast.linear_attention.default,
-            (*(x.requires_grad_() for x in three), 1, True),
-            test_utils=checks,
-        )
-        torch.library.opcheck(
-            torch.ops.mlic_fast.linear_attention_backward.default,
-            (*(x.detach() for x in plain), 1, True),
-            test_utils=checks,
-        )
+        torch.library.opcheck(forward, (*(x.requires_grad_() for x in three), 1, True), test_utils=checks)
+        torch.library.opcheck(backward, (*plain, 1, True), test_utils=checks)
 
 
 @pytest.mark.parametrize("backend", ["torch", pytest.param("triton", marks=needs_triton)])
