@@ -40,6 +40,12 @@ def test_the_first_two_commands_install_and_run() -> None:
         assert "pip install" in command
 
 
+def test_the_changelog_has_this_version() -> None:
+    from mlic_fast import __version__
+
+    assert f"\n## [{__version__}] - " in DOCUMENTS["CHANGELOG.md"]
+
+
 def test_readme_is_short() -> None:
     assert len(README.splitlines()) <= 170
 
