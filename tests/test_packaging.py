@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import mlic_fast
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -71,6 +73,7 @@ def test_wheel_holds_what_it_must(wheel: Path) -> None:
     assert {name.split("/")[0] for name in names} == {"mlic_fast", wheel.name.split("-cp")[0] + ".dist-info"}
     assert not [name for name in names if "test" in name or name.endswith((".cpp", ".hpp", ".pyc"))]
     assert "mlic-fast = mlic_fast.cli.main:main" in entry_points
+    assert f"\nVersion: {mlic_fast.__version__}\n" in metadata
     for requirement in ("torch>=2.6", "compressai>=1.2.8", "numpy", "pillow", "safetensors", "tqdm", "triton"):
         assert f"Requires-Dist: {requirement}" in metadata
 
