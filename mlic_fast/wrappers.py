@@ -23,7 +23,9 @@ _DEEPEST = 8
 
 
 def unwrapped(model: Any) -> Network:
-    """The Network, MLICPlusPlus as a rule, in `model`, which is one or is wrapped: coding needs its methods and its one set of weights.
+    """The Network, MLICPlusPlus as a rule, in `model`, which is one or is wrapped.
+
+    Coding needs its methods and its one set of weights.
 
     Raises NotAModelError, saying what to do, for anything else.
     """

@@ -22,8 +22,9 @@ _DRAWS = (
 class Undrawn(TorchFunctionMode):
     """Context in which this thread's tensors stay what they are where they would be filled with random numbers.
 
-    A model's initial values take longer to draw than a file to read. The meta device does the same and imports PyTorch's
-    compiler: two seconds. Everything must be loaded with `assign=True`, which leaves no tensor from here in the model.
+    A model's initial values take longer to draw than a file to read. The meta device does the same and imports
+    PyTorch's compiler: two seconds. Everything must be loaded with `assign=True`, which leaves no tensor from here in
+    the model.
     """
 
     def __torch_function__(

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from mlic_fast.errors import CurveError
 
-Metric = Literal["psnr", "ms-ssim"]
+QualityMetric = Literal["psnr", "ms-ssim"]
 
 # A file of results has some kilobytes.
 _MAX_BYTES = 2**24
@@ -36,7 +36,7 @@ class Curve:
     psnr: tuple[float, ...] | None = None
     ms_ssim: tuple[float, ...] | None = None
 
-    def points(self, metric: Metric = "psnr") -> list[tuple[float, float]]:
+    def points(self, metric: QualityMetric = "psnr") -> list[tuple[float, float]]:
         """(bpp, decibels) of each point; MS-SSIM as −10·log10(1 − MS-SSIM).
 
         Raises CurveError where the metric was not measured or has no number in decibels.
