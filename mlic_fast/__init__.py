@@ -28,6 +28,7 @@ _HOME_OF = {
     "encode_many": "mlic_fast.concurrent",
     "decode_many": "mlic_fast.concurrent",
     "load": "mlic_fast.model",
+    "release": "mlic_fast.caches",
 }
 
 __all__ = [
@@ -40,9 +41,11 @@ __all__ = [
     "encode",
     "encode_many",
     "load",
+    "release",
 ]
 
 if TYPE_CHECKING:
+    from mlic_fast.caches import release as release
     from mlic_fast.codec import decode as decode
     from mlic_fast.codec import encode as encode
     from mlic_fast.concurrent import decode_many as decode_many

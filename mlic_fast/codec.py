@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import threading
-from functools import lru_cache
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -42,12 +41,12 @@ if TYPE_CHECKING:
 
 FileFormat = Literal["mlic", "official"]
 # a module: MLICPlusPlus, or a wrapper of PyTorch's around one
-Model = nn.Module | str | PathLike[str] | None
+ModelOrName = nn.Module | str | PathLike[str] | None
 
 
 def encode(
     image: Any,
-    model: Model = None,
+    model: ModelOrName = None,
     *,
     device: str | torch.device | None = None,
     format: FileFormat = "mlic",
@@ -119,7 +118,7 @@ def encode(
 
 def decode(
     data: bytes | bytearray | memoryview,
-    model: Model = None,
+    model: ModelOrName = None,
     *,
     device: str | torch.device | None = None,
     limits: Limits | None = None,
@@ -150,7 +149,7 @@ def decode(
 
 def decode_tensor(
     data: bytes | bytearray | memoryview,
-    model: Model = None,
+    model: ModelOrName = None,
     *,
     device: str | torch.device | None = None,
     limits: Limits | None = None,
@@ -161,7 +160,7 @@ def decode_tensor(
 
 def _decode_tensor(
     file: container.Mlic | official.OfficialFile,
-    model: Model,
+    model: ModelOrName,
     device: str | torch.device | None,
     limits: Limits | None,
 ) -> tuple[Tensor, Mode]:
@@ -191,7 +190,7 @@ def model_fingerprint(model: nn.Module) -> bytes:
     return fingerprints.get(network, tensors_of(network), lambda: fingerprint(state))
 
 
-def open_model(model: Model = None, device: str | torch.device | None = None) -> Network:
+def open_model(model: ModelOrName = None, device: str | torch.device | None = None) -> Network:
     """The model that `encode` uses for these arguments. Models from files are kept for later calls."""
     if model is not None and not isinstance(model, (str, PathLike)):
         network = unwrapped(model)
@@ -205,11 +204,20 @@ def open_model(model: Model = None, device: str | torch.device | None = None) ->
     with _loading:  # threads that want the same weights wait for one to read them
         place = resolve_device(device)
         settle(place)
-        return _loaded(path, (status.st_mtime_ns, status.st_size), str(place))
+        key = path, str(place), status.st_mtime_ns, status.st_size
+        network = _loaded.pop(key, None)
+        if network is None:
+            for other in [other for other in _loaded if other[:2] == key[:2]]:
+                del _loaded[other]  # the file has changed
+            network = Network.from_checkpoint(path, place)
+        _loaded[key] = network
+        while len(_loaded) > 1 and sum(map(_size_of, _loaded.values())) > MOST_KEPT:
+            del _loaded[next(iter(_loaded))]
+        return network
 
 
 def open_model_of(
-    data: Any, model: Model = None, device: str | torch.device | None = None, limits: Limits | None = None
+    data: Any, model: ModelOrName = None, device: str | torch.device | None = None, limits: Limits | None = None
 ) -> Network:
     """The model that `decode` uses for these arguments; data: a compressed file's bytes.
 
@@ -253,11 +261,22 @@ def _renew() -> None:
 after_fork(_renew)
 
 
-# As many as there are λ in the published family, for rate control.
-@lru_cache(maxsize=6)
-def _loaded(path: Path, version: tuple[int, int], device: str) -> Network:
-    # Kept, so that a loop over pictures reads the weights once; a file that changed is read again.
-    return Network.from_checkpoint(path, device)
+# Bytes of weights from files that are kept, so that a loop over pictures reads them once: three full-size models, or
+# all six of a family of small ones. The model that was used last is kept whatever its size.
+MOST_KEPT = 2**30
+
+# (path, device, time of change, size) → model, the one that was used last is last
+_loaded: dict[tuple[Path, str, int, int], Network] = {}
+
+
+def forget_models() -> None:
+    """Read every model's file anew at its next use."""
+    with _loading:
+        _loaded.clear()
+
+
+def _size_of(network: Network) -> int:
+    return sum(tensor.nbytes for tensor in tensors_of(network))
 
 
 def _device_of(model: Network) -> torch.device:

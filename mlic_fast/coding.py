@@ -9,6 +9,7 @@ The environment variable MLIC_FAST_EXACT=1 makes that the default of a process.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -21,19 +22,21 @@ from mlic_fast.compute.backend import choose, is_named, plain_path
 from mlic_fast.compute.defaults import cpu_by_default
 from mlic_fast.compute.forks import settle
 from mlic_fast.compute.precision import no_autocast
-from mlic_fast.engine import Engine, engine_for, forget_engines
+from mlic_fast.engine import Engine, engine_for, forget_all_engines, forget_engines
 from mlic_fast.engine.gpu import programs
 from mlic_fast.entropy.coders import Coded as Coded
 from mlic_fast.entropy.coders import Reader, Writer, code
 from mlic_fast.entropy.factorized import decode_hyper_latent, encode_hyper_latent
-from mlic_fast.entropy.moved_boundaries import GuardReader, GuardWriter
+from mlic_fast.entropy.moved_boundaries import GuardReader, GuardWriter, forget_boundaries
 from mlic_fast.entropy.range_coder import RangeCoder as RangeCoder
-from mlic_fast.entropy.tables import coding_tables, forget_tables
+from mlic_fast.entropy.tables import coding_tables, forget_all_tables, forget_tables
 from mlic_fast.errors import BackendError, BitstreamError, GuardError
 from mlic_fast.nn.network import Network, fingerprints
 from mlic_fast.passes import Walk
 
 VARIABLE = "MLIC_FAST_EXACT"
+
+_log = logging.getLogger(__name__)
 
 
 class Way(Protocol):
@@ -146,6 +149,7 @@ def decompress(
             try:
                 return read(engine)
             except BitstreamError as error:
+                _log.info("not decoded by %s, other ways are tried: %s", name, error)
                 failures[name] = error
     raise next(iter(failures.values()))
 
@@ -156,6 +160,15 @@ def forget(network: Network) -> None:
     forget_engines(network)
     for entropy_model in network.entropy:
         forget_tables(entropy_model)
+
+
+def forget_all() -> None:
+    """Forget what was derived from any network's weights and tables, and return recorded programs' memory."""
+    fingerprints.clear()
+    forget_all_engines()
+    forget_all_tables()
+    forget_boundaries()
+    programs.clear()
 
 
 def _check_deltas(network: Network, deltas: float | Tensor | None) -> None:

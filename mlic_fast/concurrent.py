@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-    from mlic_fast.codec import FileFormat, Model
+    from mlic_fast.codec import FileFormat, ModelOrName
     from mlic_fast.limits import Limits
 
 Item = TypeVar("Item")
@@ -35,7 +35,7 @@ _MAX_IN_FLIGHT = 1024
 
 def encode_many(
     images: Iterable[Any],
-    model: Model = None,
+    model: ModelOrName = None,
     *,
     device: str | torch.device | None = None,
     in_flight: int = IN_FLIGHT,
@@ -82,7 +82,7 @@ def encode_many(
 
 def decode_many(
     files: Iterable[bytes | bytearray | memoryview],
-    model: Model = None,
+    model: ModelOrName = None,
     *,
     device: str | torch.device | None = None,
     in_flight: int = IN_FLIGHT,

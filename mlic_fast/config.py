@@ -23,6 +23,9 @@ PADDING_UNIT = 64
 # Side of the local context's windows.
 WINDOW = 5
 
+# What a model is trained for: the distortion in its loss.
+LossMetric = Literal["mse", "ms-ssim"]
+
 
 @dataclass(frozen=True)
 class ModelConfig:

@@ -16,14 +16,14 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from mlic_fast.checkpoint.labels import RELEASED_LAMBDAS
-from mlic_fast.checkpoint.native import Metric
+from mlic_fast.config import LossMetric
 from mlic_fast.errors import NotAModelError, TargetError
-from mlic_fast.registry import ENVIRONMENT, Model, available, find
+from mlic_fast.registry import ENVIRONMENT, KnownWeights, available, find
 
 if TYPE_CHECKING:
     from mlic_fast.pictures.image import Picture
 
-Models = Sequence["Model | str | PathLike[str]"]
+Models = Sequence["KnownWeights | str | PathLike[str]"]
 
 # quality: Pillow's scale
 MAX_QUALITY = 100
@@ -109,7 +109,7 @@ def encode_to_target(
     target: Target,
     *,
     models: Models | None = None,
-    metric: Metric = "mse",
+    metric: LossMetric = "mse",
     device: Any = None,
     **encode_options: Any,
 ) -> Hit:
@@ -154,7 +154,7 @@ def encode_to_target(
     return replace(hit, tried=tuple(tried))
 
 
-def choose_by_quality(quality: float, *, metric: Metric = "mse", models: Models | None = None) -> Model:
+def choose_by_quality(quality: float, *, metric: LossMetric = "mse", models: Models | None = None) -> KnownWeights:
     """The model for a quality from 0 to 100, as Pillow's users give it.
 
     A quality stands for a λ, whatever models are at hand: λ grows by equal factors from that of the smallest published
@@ -175,7 +175,7 @@ def choose_by_quality(quality: float, *, metric: Metric = "mse", models: Models 
     return min(rungs, key=lambda model: abs(math.log(_lambda_of(model)) - wanted))
 
 
-def ladder(models: Models | None = None, metric: Metric = "mse") -> tuple[Model, ...]:
+def ladder(models: Models | None = None, metric: LossMetric = "mse") -> tuple[KnownWeights, ...]:
     """The models to choose among, by rising λ; one for each λ.
 
     models: registry models, names or paths: just these. None: the largest family at hand, which is the models
@@ -192,17 +192,17 @@ def ladder(models: Models | None = None, metric: Metric = "mse") -> tuple[Model,
             models = [models]
         if not isinstance(models, Iterable):
             raise NotAModelError(f"names or paths of models are wanted, not {type(models).__name__}")
-        chosen = [model if isinstance(model, Model) else find(model) for model in models]
+        chosen = [model if isinstance(model, KnownWeights) else find(model) for model in models]
         _check_named(chosen)
     if len(chosen) == 1:
         return tuple(chosen)
-    by_lambda: dict[float, Model] = {}
+    by_lambda: dict[float, KnownWeights] = {}
     for model in sorted(chosen, key=lambda model: model.origin == "bundled"):
         by_lambda.setdefault(_lambda_of(model), model)
     return tuple(model for _, model in sorted(by_lambda.items()))
 
 
-def _attempt(picture: Picture, target: Target, model: Model, device: Any, encode_options: dict[str, Any]) -> Hit:
+def _attempt(picture: Picture, target: Target, model: KnownWeights, device: Any, encode_options: dict[str, Any]) -> Hit:
     from mlic_fast.codec import decode_tensor, encode, open_model
     from mlic_fast.evaluate.metrics import bits_per_pixel, psnr
     from mlic_fast.pictures.image import to_pixels
@@ -227,8 +227,8 @@ def _shortfall(hit: Hit) -> float:
     return hit.bytes if hit.psnr is None else -hit.psnr
 
 
-def _largest_family(metric: Metric) -> list[Model]:
-    families: dict[tuple[int, int, int], list[Model]] = {}
+def _largest_family(metric: LossMetric) -> list[KnownWeights]:
+    families: dict[tuple[int, int, int], list[KnownWeights]] = {}
     for model in available().models:
         if model.lmbda is not None and model.metric == metric:
             c = model.config
@@ -246,7 +246,7 @@ def _largest_family(metric: Metric) -> list[Model]:
     return families[max(families, key=extent)]
 
 
-def _check_named(models: list[Model]) -> None:
+def _check_named(models: list[KnownWeights]) -> None:
     if not models:
         raise TargetError("an empty list of models: name at least one")
     if len(models) == 1:
@@ -262,6 +262,6 @@ def _check_named(models: list[Model]) -> None:
         raise TargetError(f"the models were trained for different metrics ({', '.join(metrics)}): name those of one")
 
 
-def _lambda_of(model: Model) -> float:
+def _lambda_of(model: KnownWeights) -> float:
     assert model.lmbda is not None  # made sure of by whoever made the ladder
     return model.lmbda

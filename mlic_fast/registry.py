@@ -18,9 +18,9 @@ from typing import Literal
 
 from mlic_fast.checkpoint.files import read_checkpoint
 from mlic_fast.checkpoint.labels import SUFFIXES, stem
-from mlic_fast.checkpoint.native import SUFFIX, Metric, is_native, read_header
+from mlic_fast.checkpoint.native import SUFFIX, is_native, read_header
 from mlic_fast.checkpoint.shapes import parameter_count
-from mlic_fast.config import ModelConfig
+from mlic_fast.config import LossMetric, ModelConfig
 from mlic_fast.errors import CheckpointError, NotAModelError, WrongWeightsError
 
 # Used where nobody names a model: the middle one of those that are bundled.
@@ -35,7 +35,7 @@ Origin = Literal["bundled", "MLIC_FAST_MODELS", "path"]
 
 
 @dataclass(frozen=True)
-class Model:
+class KnownWeights:
     """Weights that are at hand: what they are called, where they are, what they say about themselves.
 
     fingerprint: 32 bytes, as the header says for native files (checked when they are loaded).
@@ -51,7 +51,7 @@ class Model:
     fingerprint: bytes
     config: ModelConfig
     lmbda: float | None
-    metric: Metric | None
+    metric: LossMetric | None
     guard_delta: float | None
     size: int
 
@@ -68,17 +68,25 @@ class Model:
 class Listing:
     """The models at hand, in the order of looking, and what could not be read: place and reason."""
 
-    models: tuple[Model, ...]
+    models: tuple[KnownWeights, ...]
     problems: tuple[tuple[Path, str], ...]
 
 
-# (path, time of change, size) → what was found there; reading a full official file takes a second.
-_read: dict[tuple[Path, int, int], Model | CheckpointError] = {}
+# (path, time of change, size) → what was found there; reading a full official file takes a second. Oldest first.
+_read: dict[tuple[Path, int, int], KnownWeights | CheckpointError] = {}
+
+
+_MOST_READ = 1024
+
+
+def forget_files() -> None:
+    """Look at every weights file anew at its next use."""
+    _read.clear()
 
 
 def available() -> Listing:
     """Everything at hand. Imports torch only where MLIC_FAST_MODELS has weights that are not native."""
-    models: list[Model] = []
+    models: list[KnownWeights] = []
     problems: list[tuple[Path, str]] = []
     for path, origin in _places(problems):
         _look(path, origin, models, problems)
@@ -119,7 +127,7 @@ def resolve(path_or_name: str | os.PathLike[str]) -> Path:
     )
 
 
-def find(path_or_name: str | os.PathLike[str]) -> Model:
+def find(path_or_name: str | os.PathLike[str]) -> KnownWeights:
     """The same as `resolve`, with all that is known of the model. Raises CheckpointError for an unreadable file."""
     path = resolve(path_or_name)
     problems: list[tuple[Path, str]] = []
@@ -127,7 +135,7 @@ def find(path_or_name: str | os.PathLike[str]) -> Model:
     return _identify(path, origins.get(path, "path"))
 
 
-def find_by_fingerprint(prefix: bytes, name: str | None = None) -> Model:
+def find_by_fingerprint(prefix: bytes, name: str | None = None) -> KnownWeights:
     """The model that a compressed file was written with.
 
     prefix: the first bytes of its fingerprint, at least MIN_PREFIX; name: what the file calls it, for the
@@ -138,7 +146,7 @@ def find_by_fingerprint(prefix: bytes, name: str | None = None) -> Model:
         raise WrongWeightsError(
             f"{len(prefix)} bytes of a fingerprint do not tell which weights are meant; it takes {MIN_PREFIX} at least"
         )
-    models: list[Model] = []
+    models: list[KnownWeights] = []
     problems: list[tuple[Path, str]] = []
     places = list(_places(problems))
     # Native files first, whatever the order: their headers are cheap.
@@ -197,7 +205,9 @@ def _weights_in(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if path.name.lower().endswith(SUFFIXES) and path.is_file()]
 
 
-def _look(path: Path, origin: Origin, models: list[Model], problems: list[tuple[Path, str]]) -> Model | None:
+def _look(
+    path: Path, origin: Origin, models: list[KnownWeights], problems: list[tuple[Path, str]]
+) -> KnownWeights | None:
     """Identify a file and note it as a model or as a problem."""
     try:
         model = _identify(path, origin)
@@ -208,7 +218,7 @@ def _look(path: Path, origin: Origin, models: list[Model], problems: list[tuple[
     return model
 
 
-def _identify(path: Path, origin: Origin) -> Model:
+def _identify(path: Path, origin: Origin) -> KnownWeights:
     """Raises CheckpointError or OSError."""
     stat = path.stat()
     key = (path, stat.st_mtime_ns, stat.st_size)
@@ -219,15 +229,17 @@ def _identify(path: Path, origin: Origin) -> Model:
         except CheckpointError as error:
             known = error
         _read[key] = known
+        for oldest in list(_read)[:-_MOST_READ]:
+            _read.pop(oldest, None)
     if isinstance(known, CheckpointError):
         raise CheckpointError(str(known))
     return replace(known, origin=origin)
 
 
-def _identify_anew(path: Path, origin: Origin) -> Model:
+def _identify_anew(path: Path, origin: Origin) -> KnownWeights:
     header = read_header(path) if is_native(path) else None
     found = header if header is not None else read_checkpoint(path)
-    return Model(
+    return KnownWeights(
         name=found.name,
         path=path,
         origin=origin,

@@ -159,7 +159,6 @@ def test_memory_given_back_on_the_way_changes_nothing(
     small_model: Any, test_image: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As it is with large pictures, here in the middle of a small one."""
-    from mlic_fast.engine import map_memory as blocks
     from mlic_fast.engine import transforms
     from mlic_fast.engine import walk as walks
 
@@ -169,8 +168,8 @@ def test_memory_given_back_on_the_way_changes_nothing(
     own = compiled(small_model, options)
     x_hat = own.synthesise(expected[3])
     releases: list[int] = []
-    release = blocks.Blocks.release
-    monkeypatch.setattr(blocks.Blocks, "release", lambda self: (releases.append(1), release(self)))
+    release = map_memory.MapMemory.release
+    monkeypatch.setattr(map_memory.MapMemory, "release", lambda self: (releases.append(1), release(self)))
     monkeypatch.setattr(transforms, "_MANY_STRIPS", 1)
     monkeypatch.setattr(walks, "_MANY_POSITIONS", 1)
     found = coded(small_model, x, options)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mlic_fast.engine import map_memory
-from mlic_fast.engine.map_memory import Blocks, shared_blocks
+from mlic_fast.engine.map_memory import MapMemory, shared_map_memory
 
 MIB = 2**20
 
@@ -21,7 +21,7 @@ def map_of(mebibytes: int, height: int = 4) -> tuple[int, int, int, int]:
 
 
 def test_a_map_is_channels_last_and_can_be_written() -> None:
-    x = Blocks().empty((2, 3, 64, 1024))
+    x = MapMemory().empty((2, 3, 64, 1024))
     assert x.shape == (2, 3, 64, 1024)
     assert x.dtype == torch.float32
     assert x.is_contiguous(memory_format=torch.channels_last)
@@ -31,7 +31,7 @@ def test_a_map_is_channels_last_and_can_be_written() -> None:
 
 
 def test_small_maps_are_pytorchs() -> None:
-    kept = Blocks()
+    kept = MapMemory()
     small = kept.empty((1, 4, 3, 5))
     assert small.is_contiguous(memory_format=torch.channels_last)
     del small
@@ -39,7 +39,7 @@ def test_small_maps_are_pytorchs() -> None:
 
 
 def test_memory_is_taken_again_once_the_last_view_is_gone() -> None:
-    kept = Blocks()
+    kept = MapMemory()
     x = kept.empty(map_of(4))
     place, view = x.data_ptr(), x[:, :, 1:].permute(0, 2, 3, 1)
     del x
@@ -54,7 +54,7 @@ def test_memory_is_taken_again_once_the_last_view_is_gone() -> None:
 
 
 def test_much_smaller_and_larger_maps_have_blocks_of_their_own() -> None:
-    kept = Blocks()
+    kept = MapMemory()
     del_me = kept.empty(map_of(4))
     place = del_me.data_ptr()
     del del_me
@@ -63,7 +63,7 @@ def test_much_smaller_and_larger_maps_have_blocks_of_their_own() -> None:
 
 
 def test_no_more_is_kept_than_allowed_and_the_latest_stay() -> None:
-    kept = Blocks(10 * MIB)
+    kept = MapMemory(10 * MIB)
     maps = [kept.empty(map_of(4)) for _ in range(4)]
     places = [x.data_ptr() for x in maps]
     while maps:
@@ -75,7 +75,7 @@ def test_no_more_is_kept_than_allowed_and_the_latest_stay() -> None:
 
 
 def test_what_waits_can_be_released_and_what_is_used_stays() -> None:
-    kept = Blocks()
+    kept = MapMemory()
     x, other = kept.empty(map_of(4)).fill_(5), kept.empty(map_of(4))
     del other
     assert kept.kept() == 4 * MIB
@@ -87,7 +87,7 @@ def test_what_waits_can_be_released_and_what_is_used_stays() -> None:
 
 
 def test_maps_outlive_their_blocks() -> None:
-    kept = Blocks()
+    kept = MapMemory()
     x = kept.empty(map_of(1)).fill_(7)
     gone = weakref.ref(kept)
     del kept
@@ -98,17 +98,17 @@ def test_maps_outlive_their_blocks() -> None:
 
 def test_shared_for_as_long_as_somebody_holds_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(map_memory, "_shared", None)
-    first = shared_blocks()
-    assert shared_blocks() is first
+    first = shared_map_memory()
+    assert shared_map_memory() is first
     gone = weakref.ref(first)
     del first
     gc.collect()
     assert gone() is None
-    assert isinstance(shared_blocks(), Blocks)
+    assert isinstance(shared_map_memory(), MapMemory)
 
 
 def test_in_inference_mode_and_out_of_it() -> None:
-    kept = Blocks()
+    kept = MapMemory()
     with torch.inference_mode():
         x = kept.empty(map_of(2)).fill_(1)
     del x
@@ -117,7 +117,7 @@ def test_in_inference_mode_and_out_of_it() -> None:
 
 
 def test_threads_never_share_a_map() -> None:
-    kept, wrong = Blocks(8 * MIB), []
+    kept, wrong = MapMemory(8 * MIB), []
 
     def work(number: int) -> None:
         for turn in range(100):

@@ -90,7 +90,7 @@ def measured(scaled: Path, picture: Picture) -> dict[str, tuple[bytes, float]]:
     return found
 
 
-def model_of(lmbda: float | None, **changes: Any) -> registry.Model:
+def model_of(lmbda: float | None, **changes: Any) -> registry.KnownWeights:
     given = {
         "name": f"model {lmbda}",
         "metric": "mse",
@@ -98,7 +98,7 @@ def model_of(lmbda: float | None, **changes: Any) -> registry.Model:
         "config": ModelConfig(),
         **changes,
     }
-    return registry.Model(
+    return registry.KnownWeights(
         path=Path(f"{given['name']}.safetensors"), fingerprint=bytes(32), lmbda=lmbda, guard_delta=None, size=1, **given
     )
 
@@ -173,7 +173,7 @@ def test_the_ladder_at_hand(scaled: Path, tmp_path: Path, monkeypatch: pytest.Mo
         "joined",
     ],
 )
-def test_families(models: list[registry.Model], names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_families(models: list[registry.KnownWeights], names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rate_control, "available", lambda: registry.Listing(tuple(models), ()))
     assert [model.name for model in ladder()] == names
 
@@ -238,7 +238,7 @@ def test_the_search_finds_what_trying_all_finds(count: int, monkeypatch: pytest.
     models = [model_of(index + 1.0) for index in range(count)]
     sizes, qualities = [100 * (index + 1) for index in range(count)], [20.0 + index for index in range(count)]
 
-    def attempt(picture: Picture, target: Target, model: registry.Model, device: Any, options: Any) -> Hit:
+    def attempt(picture: Picture, target: Target, model: registry.KnownWeights, device: Any, options: Any) -> Hit:
         index = models.index(model)
         psnr = qualities[index] if target.psnr else None
         reached = psnr >= target.psnr if psnr and target.psnr else sizes[index] <= (target.bytes or 0)

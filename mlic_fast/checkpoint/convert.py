@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlic_fast.checkpoint.files import Checkpoint, read_checkpoint
-from mlic_fast.checkpoint.native import SUFFIX, Deltas, Metric, NativeHeader, write_native
+from mlic_fast.checkpoint.native import SUFFIX, Deltas, NativeHeader, write_native
+from mlic_fast.config import LossMetric
 from mlic_fast.errors import CheckpointError
 
 
@@ -27,7 +28,7 @@ def convert(
     *,
     name: str | None = None,
     lmbda: float | None = None,
-    metric: Metric | None = None,
+    metric: LossMetric | None = None,
     guard_deltas: Deltas | None = None,
     half: bool = False,
 ) -> Conversion:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mlic_fast.checkpoint.fingerprint import fingerprint
 from mlic_fast.checkpoint.labels import guess_labels, stem
 from mlic_fast.checkpoint.layouts import layout_of, official_names, weights_in
-from mlic_fast.checkpoint.native import Deltas, Metric, NativeHeader, is_native, read_native
+from mlic_fast.checkpoint.native import Deltas, NativeHeader, is_native, read_native
 from mlic_fast.checkpoint.pickles import read_pickle
 from mlic_fast.checkpoint.shapes import TABLES, expected_shapes, infer_config, is_position_index
 from mlic_fast.checkpoint.tables import with_tables
@@ -24,7 +24,7 @@ from mlic_fast.checkpoint.validate import (
     position_index,
 )
 from mlic_fast.compute.defaults import float32_on_cpu
-from mlic_fast.config import ModelConfig
+from mlic_fast.config import LossMetric, ModelConfig
 from mlic_fast.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Checkpoint:
     fingerprint: bytes
     name: str
     lmbda: float | None
-    metric: Metric | None
+    metric: LossMetric | None
     guessed: bool
     tables_saved: bool
     layout: Literal["official", "compressai", "native"]

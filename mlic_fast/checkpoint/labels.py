@@ -6,10 +6,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from mlic_fast.checkpoint.native import SUFFIX, Metric
+from mlic_fast.checkpoint.native import SUFFIX
+from mlic_fast.config import LossMetric
 
 # λ of the released models, quality 1 to 6.
-RELEASED_LAMBDAS: dict[Metric, tuple[float, ...]] = {
+RELEASED_LAMBDAS: dict[LossMetric, tuple[float, ...]] = {
     "mse": (0.0018, 0.0035, 0.0067, 0.0130, 0.0250, 0.0483),
     "ms-ssim": (2.4, 4.58, 8.73, 16.64, 31.73, 60.5),
 }
@@ -32,7 +33,7 @@ def stem(path: str | Path) -> str:
     return name
 
 
-def guess_labels(path: str | Path) -> tuple[float | None, Metric | None]:
+def guess_labels(path: str | Path) -> tuple[float | None, LossMetric | None]:
     """λ and metric that the file's name seems to say, None where it does not.
 
     "mlicpp_mse_q5_2960000.pth.tar" → (0.025, "mse"); "mlicpp_small_mse_0067.pth.tar" → (0.0067, "mse").
@@ -42,7 +43,7 @@ def guess_labels(path: str | Path) -> tuple[float | None, Metric | None]:
     found = _METRIC.search(text)
     if found is None:
         return None, None
-    metric: Metric = "mse" if found.group(1) else "ms-ssim"
+    metric: LossMetric = "mse" if found.group(1) else "ms-ssim"
     known = RELEASED_LAMBDAS[metric]
     if quality := _QUALITY.search(text):
         return known[int(quality.group(1)) - 1], metric

@@ -18,20 +18,18 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from mlic_fast.checkpoint.fingerprint import FINGERPRINT_SIZE, fingerprint
 from mlic_fast.checkpoint.shapes import Shape
 from mlic_fast.checkpoint.validate import CDF_TOTAL, check_finite, check_position_indexes, check_shapes, check_tables
-from mlic_fast.config import ModelConfig
+from mlic_fast.config import LossMetric, ModelConfig
 from mlic_fast.entropy.guard import DELTA_UNIT, delta_code
 from mlic_fast.errors import CheckpointError, ConfigError, GuardError
 from mlic_fast.output import write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Metric = Literal["mse", "ms-ssim"]
 
 # δ of the guard, in log-scale: for each pass, of each channel of a slice
 Deltas = tuple[tuple[float, ...], ...]
@@ -62,7 +60,7 @@ class NativeHeader:
     config: ModelConfig
     fingerprint: bytes
     lmbda: float | None
-    metric: Metric | None
+    metric: LossMetric | None
     shapes: dict[str, Shape]
     guard_deltas: Deltas | None = None
 
@@ -114,7 +112,7 @@ def write_native(
     *,
     name: str,
     lmbda: float | None = None,
-    metric: Metric | None = None,
+    metric: LossMetric | None = None,
     guard_deltas: Deltas | None = None,
     half: bool = False,
 ) -> NativeHeader:
@@ -219,8 +217,8 @@ def _check_labels(name: str, lmbda: float | None, metric: str | None) -> None:
     check_name(name)
     if lmbda is not None and not (math.isfinite(lmbda) and lmbda > 0):
         raise CheckpointError(f"λ must be a finite positive number, not {lmbda!r}")
-    if metric is not None and metric not in get_args(Metric):
-        raise CheckpointError(f"metric must be one of {', '.join(get_args(Metric))}, not {metric!r}")
+    if metric is not None and metric not in get_args(LossMetric):
+        raise CheckpointError(f"metric must be one of {', '.join(get_args(LossMetric))}, not {metric!r}")
 
 
 def _check_deltas(deltas: Deltas | None, config: ModelConfig) -> None:

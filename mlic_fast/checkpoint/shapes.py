@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 
 from mlic_fast.config import ModelConfig
+from mlic_fast.contexts import CONTEXTS, inputs_of, width_of
 from mlic_fast.errors import CheckpointError, ConfigError
 
 Shape = tuple[int, ...]
@@ -103,19 +104,14 @@ def _model(config: ModelConfig) -> Entries:
     yield from _under("h_s.increase", _hyper_synthesis(n, m))
     yield from _gaussian_conditional()
     slices = range(config.slice_num)
-    for i in slices:
-        yield from _under(f"local_context.{i}", _local_context(c, config.context_window))
-    for i in slices[1:]:
-        yield from _under(f"channel_context.{i}.fushion", _convs((i * c, 192, 128, 4 * c), 3))
-    for i in slices[1:]:
-        yield from _under(f"global_inter_context.{i}", _global_context(i * c, c, inter=True))
-    for i in slices[1:]:
-        yield from _under(f"global_intra_context.{i}", _global_context(c, c, inter=False))
+    first = {context.name: context.first for context in CONTEXTS}
+    for name, entries in _CONTEXT_ENTRIES.items():
+        for i in slices[first.get(name, len(slices)) :]:
+            yield from _under(f"{name}.{i}", entries(i, config))
     for name in ("anchor", "nonanchor"):
         for i in slices:
-            width = 2 * m + (6 * c if i else 0)  # hyper-parameters; inter 2C and channel 4C from decoded slices
-            if name == "nonanchor":
-                width += 4 * c if i else 2 * c  # local 2C, intra 2C
+            inputs = inputs_of(i).anchors if name == "anchor" else inputs_of(i).nonanchors
+            width = width_of(inputs, c) + 2 * m  # the contexts, then the hyper-parameters
             yield from _under(f"entropy_parameters_{name}.{i}.fusion", _convs((width, 320, 256, 128, 2 * c), 1))
     for name in ("anchor", "nonanchor"):
         for i in slices:
@@ -242,6 +238,10 @@ def _local_context(c: int, window: int) -> Entries:
     yield from _conv("fusion", c, 2 * c, window)
 
 
+def _channel_context(width: int, c: int) -> Entries:
+    return _under("fushion", _convs((width, 192, 128, 4 * c), 3))
+
+
 def _global_context(width: int, c: int, *, inter: bool) -> Entries:
     for name in ("keys", "queries", "values"):
         yield from _conv(f"{name}.0", width, width, 1)
@@ -253,3 +253,12 @@ def _global_context(width: int, c: int, *, inter: bool) -> Entries:
     yield from _conv("mlp.4", 4 * c, 2 * c, 1)
     if inter:
         yield from _conv("skip", inner, 2 * c, 1)
+
+
+# The tensors of one slice's module of each context: (slice number, configuration) → entries. In the model's order.
+_CONTEXT_ENTRIES: dict[str, Callable[[int, ModelConfig], Entries]] = {
+    "local_context": lambda i, config: _local_context(config.slice_width, config.context_window),
+    "channel_context": lambda i, config: _channel_context(i * config.slice_width, config.slice_width),
+    "global_inter_context": lambda i, config: _global_context(i * config.slice_width, config.slice_width, inter=True),
+    "global_intra_context": lambda i, config: _global_context(config.slice_width, config.slice_width, inter=False),
+}

@@ -7,11 +7,11 @@ import argparse
 from dataclasses import asdict
 from typing import Any, get_args
 
-from mlic_fast.checkpoint.native import Metric
 from mlic_fast.cli import common, table
+from mlic_fast.config import LossMetric
 from mlic_fast.errors import TargetError
 from mlic_fast.rate_control import ladder
-from mlic_fast.registry import ENVIRONMENT, Model, available
+from mlic_fast.registry import ENVIRONMENT, KnownWeights, available
 
 DESCRIPTION = (
     "List the weights at hand: those that come with the package, and the files and folders named in "
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> None:
     """List; raises nothing of its own: what cannot be read is part of the report."""
     listing = available()
     models = sorted(listing.models, key=_order)
-    ladders = {metric: _ladder(metric) for metric in get_args(Metric)}
+    ladders = {metric: _ladder(metric) for metric in get_args(LossMetric)}
     facts: dict[str, Any] = {
         "models": [_facts(model) for model in models],
         "ladders": {metric: [model.name for model in rungs] for metric, rungs in ladders.items()},
@@ -65,20 +65,20 @@ def run(options: argparse.Namespace) -> None:
     common.report(options, facts, "\n".join(lines))
 
 
-def _order(model: Model) -> tuple[Any, ...]:
+def _order(model: KnownWeights) -> tuple[Any, ...]:
     """By metric, then by shape, then by λ: a ladder stands together."""
     c = model.config
     return model.metric or "~", c.N, c.M, c.slice_num, model.lmbda or 0, model.name
 
 
-def _ladder(metric: Metric) -> tuple[Model, ...]:
+def _ladder(metric: LossMetric) -> tuple[KnownWeights, ...]:
     try:
         return ladder(metric=metric)
     except TargetError:  # there is none of that metric
         return ()
 
 
-def _facts(model: Model) -> dict[str, Any]:
+def _facts(model: KnownWeights) -> dict[str, Any]:
     return {
         "name": model.name,
         "lambda": model.lmbda,
@@ -93,7 +93,7 @@ def _facts(model: Model) -> dict[str, Any]:
     }
 
 
-def _row(model: Model, chosen: bool) -> tuple[str, ...]:
+def _row(model: KnownWeights, chosen: bool) -> tuple[str, ...]:
     c = model.config
     return (
         model.name,

@@ -6,13 +6,14 @@ The environment variable MLIC_FAST_ENGINE drops it if it is `off`; `on` is the d
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from mlic_fast.compute.backend import choose
+from mlic_fast.compute.backend import choose, is_named
 from mlic_fast.compute.derived import Derived, tensors_of
 from mlic_fast.engine.engine import Engine, Options, TransformType
 from mlic_fast.errors import BackendError
@@ -20,9 +21,11 @@ from mlic_fast.errors import BackendError
 if TYPE_CHECKING:
     from mlic_fast.nn.network import Network
 
-__all__ = ["Engine", "Options", "TransformType", "engine_for", "forget_engines"]
+__all__ = ["Engine", "Options", "TransformType", "engine_for", "forget_all_engines", "forget_engines"]
 
 VARIABLE = "MLIC_FAST_ENGINE"
+
+_log = logging.getLogger(__name__)
 
 
 class _Engines:
@@ -46,14 +49,19 @@ def engine_for(model: Network, options: Options | None = None) -> Engine | None:
     Writing to weights through `.data` is not noticed: call the model's refresh(). Raises BackendError for another value
     of MLIC_FAST_ENGINE, ConfigError for options that there are not.
     """
-    if not is_on() or model.training:
-        return None
+    if not is_on():
+        return _without(f"{VARIABLE} is off")
+    if model.training:
+        return _without("the model is in training mode: call its eval()")
     tensors = tensors_of(model)
-    if tensors[0].device.type not in ("cpu", "cuda") or choose(tensors[0]) == "torch":
-        return None
+    if tensors[0].device.type not in ("cpu", "cuda"):
+        return _without(f"there is none for {tensors[0].device}")
+    if choose(tensors[0]) == "torch":
+        named = "is named" if is_named() else "runs: the official operators are asked for, or nothing else is there"
+        return _without(f"the backend torch {named}")
     found = _engines.get(model, tensors, lambda: _Engines(tensors))
     if not found.possible:
-        return None
+        return _without("the weights are not all float32")
     options, engines = (options or Options()).settled(tensors[0].device), found.made
     engine = engines.get(options)
     if engine is None:
@@ -67,6 +75,15 @@ def engine_for(model: Network, options: Options | None = None) -> Engine | None:
 def forget_engines(model: Network) -> None:
     """Compile the model's engines again at their next use."""
     _engines.forget(model)
+
+
+def forget_all_engines() -> None:
+    """Compile every model's engines again at their next use."""
+    _engines.clear()
+
+
+def _without(reason: str) -> None:
+    _log.info("the engine is not used: %s", reason)
 
 
 def is_on() -> bool:

@@ -25,8 +25,8 @@ SMALLEST = 2**20
 MOST_KEPT = 128 * 2**20
 
 
-class Blocks:
-    """Blocks that wait for maps. Threads may share one; a map may outlive it."""
+class MapMemory:
+    """Blocks of memory that wait for maps. Threads may share one; a map may outlive it."""
 
     def __init__(self, most_kept: int = MOST_KEPT) -> None:
         self._most_kept = most_kept
@@ -82,7 +82,7 @@ class Blocks:
             kept -= self._free.pop(0).numel()
 
 
-_shared: weakref.ref[Blocks] | None = None
+_shared: weakref.ref[MapMemory] | None = None
 _shared_lock = Lock()
 
 
@@ -97,12 +97,12 @@ def _renew() -> None:
 after_fork(_renew)
 
 
-def shared_blocks() -> Blocks:
-    """The blocks that all engines of this process share, for as long as somebody holds them."""
+def shared_map_memory() -> MapMemory:
+    """The memory that all engines of this process share, for as long as somebody holds them."""
     global _shared
     with _shared_lock:
         blocks = None if _shared is None else _shared()
         if blocks is None:
-            blocks = Blocks()
+            blocks = MapMemory()
             _shared = weakref.ref(blocks)
         return blocks

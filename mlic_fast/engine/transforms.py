@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mlic_fast.engine.budget import strip_rows
 from mlic_fast.engine.layers import LAYOUT, Convolution, compile_convolution, compile_module, shuffle
-from mlic_fast.engine.map_memory import shared_blocks
+from mlic_fast.engine.map_memory import shared_map_memory
 from mlic_fast.engine.strips import (
     Block,
     ConvolutionRows,
@@ -64,7 +64,7 @@ class StripTransform:
                     out[item : item + 1, :, done : done + rows.shape[2]] = rows
                     done += rows.shape[2]
         if x.device.type == "cpu" and height // step > _MANY_STRIPS:
-            shared_blocks().release()  # what comes next needs memory too, and clearing pages anew is a trifle
+            shared_map_memory().release()  # what comes next needs memory too, and clearing pages anew is a trifle
         return out
 
 

@@ -19,7 +19,7 @@ from mlic_fast.contexts import Context, Inputs, Source, inputs_of
 from mlic_fast.engine.contexts import compile_context
 from mlic_fast.engine.hyper_parts import FirstLayers, HyperParts, hyper_parts
 from mlic_fast.engine.layers import LAYOUT
-from mlic_fast.engine.map_memory import shared_blocks
+from mlic_fast.engine.map_memory import shared_map_memory
 from mlic_fast.engine.parameters import CompiledParameters, CompiledResidual
 from mlic_fast.ops.residual import add_residual
 from mlic_fast.passes import Walk
@@ -92,7 +92,7 @@ def walk(slices: CompiledSlices, hyper: Tensor, memory_budget: int) -> Walk:
 
     for i, own in enumerate(slices.all):
         if large:  # a slice's maps are of other sizes than the next one's, and leave gaps that these do not fit
-            shared_blocks().release()
+            shared_map_memory().release()
         decoded = y_hat[:, : i * C].contiguous(memory_format=LAYOUT) if i else None
         anchor, nonanchor = (own.parameters[parity] for parity in Parity)
         total, later = (of_parameters[parity].take(i) for parity in Parity)  # later: what is known of the non-anchors'

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mlic_fast.compute import backend
-from mlic_fast.engine.map_memory import shared_blocks
+from mlic_fast.engine.map_memory import shared_map_memory
 from mlic_fast.ops.winograd import CHANNELS, coefficients_of, convolve
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class WinogradConvolution:
         self._coefficients: Tensor | None = None  # until a map is worthwhile
         self._bias = None if bias is None else bias.detach()
         self._otherwise = otherwise
-        self._blocks = shared_blocks()
+        self._blocks = shared_map_memory()
 
     def __call__(self, x: Tensor, *, gelu: bool = False, pad_rows: bool = True) -> Tensor:
         if not self.takes([x]):

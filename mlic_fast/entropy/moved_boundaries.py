@@ -330,6 +330,11 @@ def _key(scale_table: Tensor) -> tuple[float, ...]:
     return tuple(scale_table.tolist())
 
 
+def forget_boundaries() -> None:
+    """Compute the boundaries of every scale table and δ anew at their next use."""
+    _boundaries.cache_clear()
+
+
 @lru_cache(maxsize=8)
 def _boundaries(scale_table: tuple[float, ...], delta: float) -> _Boundaries:
     # The last entry is no boundary: whatever is above the last but one has the last index.

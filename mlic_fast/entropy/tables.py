@@ -94,6 +94,11 @@ def forget_tables(entropy_model: Any) -> None:
     _tables.forget(entropy_model)
 
 
+def forget_all_tables() -> None:
+    """Hand every entropy model's tables over again."""
+    _tables.clear()
+
+
 def coding_tables(entropy_model: Any) -> CodingTables:
     """Tables of an entropy model (`Tables`) as they are saved in its buffers.
 

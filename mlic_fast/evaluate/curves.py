@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from mlic_fast.errors import CurveError
 
-Metric = Literal["psnr", "ms-ssim"]
+QualityMetric = Literal["psnr", "ms-ssim"]
 
 # What lists are called, capitals and what stands between words aside; the first that is there counts.
 _PSNR = ("psnr-rgb", "psnr", "psnr-db")
@@ -43,7 +43,7 @@ class Curve:
     psnr: tuple[float, ...] | None = None
     ms_ssim: tuple[float, ...] | None = None
 
-    def points(self, metric: Metric = "psnr") -> list[tuple[float, float]]:
+    def points(self, metric: QualityMetric = "psnr") -> list[tuple[float, float]]:
         """(bpp, decibels) of each point; MS-SSIM as −10·log10(1 − MS-SSIM).
 
         Raises CurveError where the metric was not measured or has no number in decibels.

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import PurePath
 
 from mlic_fast.errors import BackendError, CurveError
-from mlic_fast.evaluate.curves import Curve, Metric
+from mlic_fast.evaluate.curves import Curve, QualityMetric
 
 FORMATS = ("png", "svg", "pdf")
 
@@ -24,7 +24,7 @@ def format_of(name: str) -> str:
     return ending
 
 
-def draw(curves: Sequence[Curve], *, metric: Metric = "psnr", format: str = "png", title: str = "") -> bytes:
+def draw(curves: Sequence[Curve], *, metric: QualityMetric = "psnr", format: str = "png", title: str = "") -> bytes:
     """The contents of an image file with these curves over bits per pixel; the same input gives the same bytes.
 
     Published curves are dashed. MS-SSIM is drawn in decibels. Raises CurveError where a curve does not have the metric,

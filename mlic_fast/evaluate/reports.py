@@ -14,7 +14,7 @@ from typing import Any
 import mlic_fast
 from mlic_fast.errors import CurveError
 from mlic_fast.evaluate.bd_rate import bd_quality, bd_rate, quality_at, rate_at
-from mlic_fast.evaluate.curves import Curve, Metric
+from mlic_fast.evaluate.curves import Curve, QualityMetric
 from mlic_fast.evaluate.measurements import Measurement, Point, curve
 
 NOTHING = "–"
@@ -188,7 +188,7 @@ def equal_rows(anchor: Curve, labels: Sequence[str], other: Curve) -> list[tuple
     return rows
 
 
-def difference_row(anchor: Curve, other: Curve, metric: Metric) -> tuple[str, str, str, str]:
+def difference_row(anchor: Curve, other: Curve, metric: QualityMetric) -> tuple[str, str, str, str]:
     """Name, BD-rate, BD-quality against the anchor, and why they are missing if they are."""
     try:
         a, b = anchor.points(metric), other.points(metric)

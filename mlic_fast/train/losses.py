@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mlic_fast.compute.precision import no_autocast
+from mlic_fast.config import LossMetric
 from mlic_fast.train.rates import SampleRates
-from mlic_fast.train.recipe import Metric
 
 # Wang, Simoncelli & Bovik 2003, "Multiscale structural similarity for image quality assessment".
 _SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
@@ -34,7 +34,7 @@ class Losses:
     z_bpp: Tensor
 
 
-def rate_distortion(out: Mapping[str, Any], x: Tensor, lmbda: float, metric: Metric) -> Losses:
+def rate_distortion(out: Mapping[str, Any], x: Tensor, lmbda: float, metric: LossMetric) -> Losses:
     """Losses of what the model's forward returned for x, float32 [B, 3, H, W] in [0, 1]."""
     with no_autocast(x.device):
         pixels = x.shape[0] * x.shape[2] * x.shape[3]
@@ -50,7 +50,7 @@ def rate_distortion(out: Mapping[str, Any], x: Tensor, lmbda: float, metric: Met
         return Losses(weighted + y_bpp + z_bpp, distortion, y_bpp, z_bpp)
 
 
-def ranged_rate_distortion(out: Mapping[str, Any], x: Tensor, rates: SampleRates, metric: Metric) -> Losses:
+def ranged_rate_distortion(out: Mapping[str, Any], x: Tensor, rates: SampleRates, metric: LossMetric) -> Losses:
     """Losses where each sample has a λ of its own.
 
     total: mean over the samples of their weight · (λ · distortion + rate); distortion and rates: means without weights.

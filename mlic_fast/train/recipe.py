@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from mlic_fast.config import PADDING_UNIT, ModelConfig
+from mlic_fast.config import PADDING_UNIT, LossMetric, ModelConfig
 from mlic_fast.errors import RecipeError
 from mlic_fast.evaluate.metrics import MS_SSIM_MIN_SIDE
 from mlic_fast.train.rates import RateRange
 
-Metric = Literal["mse", "ms-ssim"]
 OptimizerName = Literal["adam", "muon", "soap"]
 Schedule = Literal["constant", "steps", "cosine"]
 Precision = Literal["float32", "bf16"]
@@ -33,7 +32,7 @@ _NAMES = {"lambda": "lmbda"}
 _MAX_FILE_BYTES = 1 << 20
 
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "metric": get_args(Metric),
+    "metric": get_args(LossMetric),
     "optimizer": get_args(OptimizerName),
     "schedule": get_args(Schedule),
     "precision": get_args(Precision),
@@ -76,7 +75,7 @@ class Recipe:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     lmbda: float | tuple[float, float] = 0.0130
-    metric: Metric = "mse"
+    metric: LossMetric = "mse"
     steps: int = 2_000_000
     epochs: int = 0
     time_limit: float = 0.0

@@ -310,6 +310,12 @@ def _undisturbed(device: torch.device) -> Iterator[None]:
 _of_devices: dict[torch.device, RecordedPrograms] = {}
 
 
+def clear() -> None:
+    """Forget the recorded programs of all devices that are not in use, and return their memory."""
+    for recorded in list(_of_devices.values()):
+        recorded.clear()
+
+
 def _call(
     engine: Engine,
     key: Hashable,

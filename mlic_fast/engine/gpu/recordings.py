@@ -9,6 +9,7 @@ stands; the second records. Whoever finds nothing free runs as it stands too, so
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import re
 import threading
@@ -25,6 +26,8 @@ from mlic_fast.engine.gpu.graphs import Parts, Recorder, Recording, Start
 from mlic_fast.errors import ConfigError
 
 VARIABLE = "MLIC_FAST_GRAPH_MEMORY"
+
+_log = logging.getLogger(__name__)
 
 # Kinds and shapes of an engine that are remembered to have occurred.
 _SEEN = 256
@@ -165,6 +168,7 @@ class RecordedPrograms:
         with self._lock:
             books = self._engines.setdefault(engine, _EngineRecords())
             if bound == 0 or key in books.refused:
+                _log.debug("not recorded: %s", f"{VARIABLE} is 0" if bound == 0 else "it was tried in vain before")
                 return None
             own = books.instances.get(key, [])
             for instance in own:
@@ -201,6 +205,7 @@ class RecordedPrograms:
             if _out_of_memory(error):
                 raise
             books.refused.add(key)
+            _log.info("a call could not be recorded: %s", error, exc_info=True)
             warnings.warn(
                 f"a call could not be recorded and will be launched kernel by kernel, which is slower: {error}",
                 RuntimeWarning,
@@ -212,6 +217,7 @@ class RecordedPrograms:
             if not self._make_room(instance.nbytes, bound, dropped):
                 if instance.nbytes > bound:
                     books.refused.add(key)  # recording it again would be in vain
+                _log.info("a recording of %d bytes is not kept: %s allows for %d", instance.nbytes, VARIABLE, bound)
                 return None
             lease = instance.lease(next(self._leases))
             books.instances.setdefault(key, []).append(instance)
