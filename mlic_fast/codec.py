@@ -205,15 +205,15 @@ def open_model(model: ModelOrName = None, device: str | torch.device | None = No
         place = resolve_device(device)
         settle(place)
         key = path, str(place), status.st_mtime_ns, status.st_size
-        network = _loaded.pop(key, None)
-        if network is None:
+        kept = _loaded.pop(key, None)
+        if kept is None:
             for other in [other for other in _loaded if other[:2] == key[:2]]:
                 del _loaded[other]  # the file has changed
-            network = Network.from_checkpoint(path, place)
-        _loaded[key] = network
+            kept = Network.from_checkpoint(path, place)
+        _loaded[key] = kept
         while len(_loaded) > 1 and sum(map(_size_of, _loaded.values())) > MOST_KEPT:
             del _loaded[next(iter(_loaded))]
-        return network
+        return kept
 
 
 def open_model_of(

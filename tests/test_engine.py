@@ -159,7 +159,7 @@ def test_memory_given_back_on_the_way_changes_nothing(
     small_model: Any, test_image: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As it is with large pictures, here in the middle of a small one."""
-    from mlic_fast.engine import transforms
+    from mlic_fast.engine import map_memory, transforms
     from mlic_fast.engine import walk as walks
 
     x = test_image(128, 128, 56, 1)

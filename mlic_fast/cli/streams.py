@@ -34,7 +34,7 @@ _PLAIN = {
 # What OpenMP's runtimes read when they are loaded.
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
-_HANDLER = "mlic-fast-plain"
+_HANDLER = "mlic_fast-plain"
 
 
 def prepare() -> None:

@@ -82,8 +82,9 @@ def forget_all_engines() -> None:
     _engines.clear()
 
 
-def _without(reason: str) -> None:
+def _without(reason: str) -> Engine | None:
     _log.info("the engine is not used: %s", reason)
+    return None
 
 
 def is_on() -> bool:
