@@ -107,11 +107,11 @@ def run(
     sense to go on (the disk is full).
     """
     source, target = Path(options.input), Path(options.output)
-    try_folder(target)
     with common.progress(f"looking through {source}"):
         found = folders.plan(source, target, direction.ending, direction.is_wanted)
         if not found.tasks and not found.problems:
             raise NoPicturesError(f"{source} holds no {direction.wanted}: name another folder")
+        try_folder(target)
         record = Record(source, target, direction.settings, shard.rank)
         record.compact()
         progress = _Progress(found.problems if shard.rank == 0 else ())
