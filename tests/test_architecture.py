@@ -23,7 +23,7 @@ LAYERS = (
     ("pillow", "train"),
     ("rate_control",),
     ("evaluate",),
-    ("concurrent",),
+    ("concurrent", "caches"),
     ("codec",),
     ("model", "pictures"),
     ("coding", "registry", "bitstream"),
