@@ -11,6 +11,7 @@ disk is in its cache. Encode and decode are to take at most 1.5 times as long as
 from __future__ import annotations
 
 import functools
+import os
 import subprocess
 import sys
 import tempfile
@@ -50,7 +51,10 @@ def _files(size: tuple[int, int]) -> tuple[str, str, str]:
 
 
 def _process(arguments: list[str]) -> None:
-    run = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    # an installed package has its bytecode
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    command = [sys.executable, *arguments]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
     if run.returncode:
         raise RuntimeError(f"python {' '.join(arguments)} failed:\n{run.stderr[-3000:]}")
 
