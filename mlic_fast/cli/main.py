@@ -77,8 +77,8 @@ _EPILOG = """exit codes:
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The whole command line's parser."""
+def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """The command line's parser; command: the only one whose options are wanted, as far as it is known."""
     parser = argparse.ArgumentParser(
         prog="mlic-fast",
         description="Learned image compression with MLIC++. `mlic-fast COMMAND --help` tells all about a command.",
@@ -88,16 +88,19 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"mlic-fast {mlic_fast.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (module_name, summary) in _COMMANDS.items():
+        if command in _COMMANDS and command != name:
+            commands.add_parser(name, help=summary)  # importing them all takes longer than `info` does
+            continue
         module = importlib.import_module(f"mlic_fast.cli.{module_name}")
-        command = commands.add_parser(
+        one = commands.add_parser(
             name,
             help=summary,
             description=_wrapped(module.DESCRIPTION),
         )
-        module.add_arguments(command)
-        command.formatter_class = argparse.RawDescriptionHelpFormatter
-        command.epilog = f"{module.EPILOG}\n{_EPILOG}"
-        command.set_defaults(run=module.run)
+        module.add_arguments(one)
+        one.formatter_class = argparse.RawDescriptionHelpFormatter
+        one.epilog = f"{module.EPILOG}\n{_EPILOG}"
+        one.set_defaults(run=module.run)
     return parser
 
 
@@ -121,7 +124,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     streams.prepare()
     _let_threads_sleep()
     try:
-        options = build_parser().parse_args(arguments)
+        given = sys.argv[1:] if arguments is None else list(arguments)
+        options = build_parser(given[0] if given else None).parse_args(given)
     except SystemExit:
         with contextlib.suppress(OSError):  # help that nobody reads to its end
             streams.finish()
