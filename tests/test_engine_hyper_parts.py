@@ -94,4 +94,4 @@ def test_one_slice_needs_no_copies_of_weights() -> None:
     compiled = CompiledSlices(model, 64)
     weights = model.lrp_anchor[0].lrp_transform[0].weight
     own = compiled.of_hyper[2].convolution(0, 1)
-    assert own._weight.data_ptr() == weights.data_ptr()  # type: ignore[attr-defined]
+    assert own._weight.joined().data_ptr() == weights.data_ptr()  # type: ignore[attr-defined]

@@ -8,6 +8,7 @@ without, the function here says so instead of failing: `has_packed_convolutions`
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -73,6 +74,21 @@ def packed_weight(
 ) -> Any:
     """weight [out, in / groups, k, k] in the layout that oneDNN prefers for maps of this size [B, in, H, W]."""
     return torch.ops.mkldnn._reorder_convolution_weight(weight, padding, stride, [1, 1], groups, list(size))
+
+
+def same_bytes(first: Any, second: Any) -> bool:
+    """Whether two packed weights are the same in memory; False as well where PyTorch does not tell."""
+    operators = torch.ops.mkldnn
+    if first.dtype != second.dtype or not all(hasattr(operators, name) for name in ("data_ptr", "_nbytes")):
+        return False
+    sizes = [operators._nbytes(packed) for packed in (first, second)]
+    if sizes[0] != sizes[1]:
+        return False
+    contents = [
+        torch.frombuffer((ctypes.c_char * size).from_address(operators.data_ptr(packed)), dtype=torch.uint8)
+        for packed, size in zip((first, second), sizes, strict=True)
+    ]
+    return torch.equal(*contents)
 
 
 def packed_convolution(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mlic_fast.checkerboard import Parity, fill, pack
 from mlic_fast.engine.attention import attend, attend_across
-from mlic_fast.engine.layers import LAYOUT, Convolution, compile_convolution, compile_module
+from mlic_fast.engine.layers import LAYOUT, Convolution, Weights, compile_convolution, compile_module
 from mlic_fast.nn.channel_context import ChannelContext
 from mlic_fast.nn.global_context import INTRA_HEADS, GlobalInterContext, GlobalIntraContext
 from mlic_fast.nn.local_context import LocalContext
@@ -134,7 +134,7 @@ def _bias(layer: nn.Module) -> Tensor:
 def _joined(layers: list[Any]) -> Convolution:
     """Conv2d layers of one input side by side; depth-wise ones of as many inputs."""
     groups = sum(layer.groups for layer in layers) if layers[0].groups > 1 else 1
-    weight = torch.cat([layer.weight.detach() for layer in layers])
+    weight = Weights(*(layer.weight for layer in layers))
     return compile_convolution(weight, torch.cat([_bias(layer) for layer in layers]), groups=groups)
 
 

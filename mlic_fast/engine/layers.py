@@ -7,6 +7,7 @@ Maps are [B, C, H, W] in channels-last layout. The only file of the engine that 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -20,6 +21,7 @@ from mlic_fast.compute.private_torch import (
     has_packed_convolutions,
     packed_convolution,
     packed_weight,
+    same_bytes,
 )
 from mlic_fast.engine.gpu.layers import CudaConvolution
 from mlic_fast.engine.winograd_layers import WinogradConvolution, suits
@@ -29,7 +31,8 @@ LAYOUT = torch.channels_last
 # In float32, maps of fewer positions have packed weights of their own, and the size that others are packed for.
 _FEW, _TYPICAL = 64, (16, 48)
 
-# In bfloat16, of how many sizes of maps the packed weights are kept: the first strip's, the last one's, all others'.
+# In bfloat16, of how many sizes of maps the packed weights are kept: the first strip's, the last one's, all others'. In
+# float32, where layouts differ, those of the size that was asked for last: small and large pictures seldom alternate.
 _MOST_SIZES = 3
 
 
@@ -52,8 +55,29 @@ class Convolution(Protocol):
         ...
 
 
+class Weights:
+    """A weight [out, in / groups, k, k], or parts of it side by side along the outputs.
+
+    Parts are views of a model's tensors. They are joined when they are asked for, so that no copy of them stays.
+    """
+
+    def __init__(self, *parts: Tensor) -> None:
+        self._parts = [part.detach() for part in parts]
+        first = self._parts[0]
+        self.shape = sum(len(part) for part in parts), *first.shape[1:]
+        self.device = first.device
+
+    def joined(self) -> Tensor:
+        """A view, or a channels-last copy, which is what packing takes without another."""
+        if len(self._parts) == 1:
+            return self._parts[0]
+        first = self._parts[0]
+        whole = torch.empty(self.shape, dtype=first.dtype, device=first.device, memory_format=LAYOUT)
+        return torch.cat(self._parts, out=whole)
+
+
 def compile_convolution(
-    weight: Tensor,
+    weight: Tensor | Weights,
     bias: Tensor | None,
     *,
     stride: int = 1,
@@ -65,13 +89,14 @@ def compile_convolution(
 
     dtype: of maps and weights. exact: float32-class arithmetic, whatever PyTorch's switches say (for the entropy path).
     """
+    weight = weight if isinstance(weight, Weights) else Weights(weight)
     if weight.device.type == "cuda":
-        return CudaConvolution(weight, bias, stride, groups, dtype)
+        return CudaConvolution(weight.joined(), bias, stride, groups, dtype)
     compiled: Convolution
     if weight.device.type == "cpu" and has_packed_convolutions() and dtype in (torch.float32, torch.bfloat16):
         compiled = _PackedConvolution(weight, bias, stride, groups, dtype, exact)
     else:
-        compiled = _PlainConvolution(weight, bias, stride, groups, dtype, exact)
+        compiled = _PlainConvolution(weight.joined(), bias, stride, groups, dtype, exact)
     if not exact and suits(weight, stride, groups, dtype):
         return WinogradConvolution(weight, bias, compiled)
     return compiled
@@ -139,15 +164,18 @@ class _PackedConvolution:
     """oneDNN with weights in its own layout and the operation after it fused; CPU, float32 or bfloat16."""
 
     def __init__(
-        self, weight: Tensor, bias: Tensor | None, stride: int, groups: int, dtype: torch.dtype, exact: bool
+        self, weight: Weights, bias: Tensor | None, stride: int, groups: int, dtype: torch.dtype, exact: bool
     ) -> None:
         self.kernel, self.stride, self.dtype, self._groups = weight.shape[2], stride, dtype, groups
-        self._pad = self.kernel // 2
-        # the plain weights serve where packed ones would be multiplied in a shorter format
-        self._plain = _PlainConvolution(weight, bias, stride, groups, dtype, exact) if exact else None
+        self._pad, self._exact = self.kernel // 2, exact
         self._bias = None if bias is None else bias.detach().to(dtype)
-        self._weight = weight.detach()
+        self._weight = weight
         self._packed: dict[tuple[int, int], Any] = {}
+
+    @cached_property
+    def _plain(self) -> _PlainConvolution:
+        """What serves where packed weights would be multiplied in a shorter format."""
+        return _PlainConvolution(self._weight.joined(), self._bias, self.stride, self._groups, self.dtype, True)
 
     def _weight_for(self, x: Tensor) -> Any:
         # The best layout depends on the size of the map, and weights in another one are converted at every call. In
@@ -159,21 +187,23 @@ class _PackedConvolution:
         packed = self._packed.get((height, width))
         if packed is None:
             size = 1, self._weight.shape[1] * self._groups, height, width
-            weight, padding = self._weight.to(self.dtype).contiguous(), [self._pad] * 2
+            weight, padding = self._weight.joined().to(self.dtype), [self._pad] * 2
             packed = packed_weight(weight, padding, [self.stride] * 2, self._groups, size)
-            if len(self._packed) >= _MOST_SIZES:
+            same = next((one for one in self._packed.values() if same_bytes(one, packed)), None)
+            if len(self._packed) >= _MOST_SIZES or (same is None and self.dtype == torch.float32):
                 self._packed = {}  # anew, since another thread may be looking at the old ones
+            packed = packed if same is None else same
             self._packed[height, width] = packed
         return packed
 
     def __call__(self, x: Tensor, *, gelu: bool = False, pad_rows: bool = True) -> Tensor:
-        if self._plain is not None and is_lowered(x.device):
+        if self._exact and is_lowered(x.device):
             return self._plain(x, gelu=gelu, pad_rows=pad_rows)
         stride, padding = [self.stride] * 2, [self._pad if pad_rows else 0, self._pad]
         return packed_convolution(x, self._weight_for(x), self._bias, padding, stride, self._groups, gelu=gelu)
 
     def add_to(self, out: Tensor, x: Tensor) -> Tensor:
-        if self._plain is not None and is_lowered(x.device):
+        if self._exact and is_lowered(x.device):
             return self._plain.add_to(out, x)
         stride, padding = [self.stride] * 2, [self._pad] * 2
         add_packed_convolution(out, x, self._weight_for(x), self._bias, padding, stride, self._groups)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mlic_fast.engine.budget import strip_rows
-from mlic_fast.engine.layers import LAYOUT, Convolution, compile_convolution, compile_module, shuffle
+from mlic_fast.engine.layers import LAYOUT, Convolution, Weights, compile_convolution, compile_module, shuffle
 from mlic_fast.engine.map_memory import shared_map_memory
 from mlic_fast.engine.strips import (
     Block,
@@ -177,10 +177,10 @@ def _subpixel_convolution(module: nn.Module, dtype: torch.dtype, exact: bool = F
     assert isinstance(pixel_shuffle, nn.PixelShuffle)
     factor = pixel_shuffle.upscale_factor
 
-    def reorder(x: Tensor) -> Tensor:
-        return x.detach().reshape(-1, factor**2, *x.shape[1:]).transpose(0, 1).flatten(0, 1)
+    def parts(x: Tensor) -> list[Tensor]:
+        return [x.detach()[n :: factor**2] for n in range(factor**2)]
 
-    weight, bias = (reorder(layer.get_parameter(name)) for name in ("weight", "bias"))
+    weight, bias = Weights(*parts(layer.get_parameter("weight"))), torch.cat(parts(layer.get_parameter("bias")))
     return compile_convolution(weight, bias, dtype=dtype, exact=exact), factor
 
 

@@ -17,13 +17,13 @@ from mlic_fast.engine.map_memory import shared_map_memory
 from mlic_fast.ops.winograd import CHANNELS, coefficients_of, convolve
 
 if TYPE_CHECKING:
-    from mlic_fast.engine.layers import Convolution
+    from mlic_fast.engine.layers import Convolution, Weights
 
 # Results with fewer positions than this are left to others: too few products for each weight that is read.
 MIN_POSITIONS = 256
 
 
-def suits(weight: Tensor, stride: int, groups: int, dtype: torch.dtype) -> bool:
+def suits(weight: Weights, stride: int, groups: int, dtype: torch.dtype) -> bool:
     """Whether a convolution of this weight [out, in / groups, k, k] can be taken by Winograd's method."""
     return (
         weight.device.type == "cpu"
@@ -39,8 +39,8 @@ class WinogradConvolution:
 
     kernel, stride, dtype = 3, 1, torch.float32
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, otherwise: Convolution) -> None:
-        self._weight = weight.detach()
+    def __init__(self, weight: Weights, bias: Tensor | None, otherwise: Convolution) -> None:
+        self._weight = weight
         self._coefficients: Tensor | None = None  # until a map is worthwhile
         self._bias = None if bias is None else bias.detach()
         self._otherwise = otherwise
@@ -64,7 +64,7 @@ class WinogradConvolution:
     def of_pieces(self, pieces: Sequence[Tensor], *, gelu: bool, pad_rows: bool, factor: int) -> Tensor:
         """As `mlic_fast.ops.winograd.convolve`, of pieces that it `takes`."""
         if self._coefficients is None:
-            self._coefficients = coefficients_of(self._weight)
+            self._coefficients = coefficients_of(self._weight.joined())
         return convolve(
             pieces,
             self._coefficients,
