@@ -142,6 +142,7 @@ def test_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_the_map_shows_what_a_default_call_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every Python file that the map names runs; the network as written down does not."""
     import mlic_fast
+
     section = re.search(r"## What a default call runs\n(.*?)\nOn a GPU", README, re.DOTALL)
     assert section is not None
     named = set(re.findall(rf"`((?:{FOLDERS})/[\w./-]*)`", section[1]))

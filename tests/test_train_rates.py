@@ -84,10 +84,10 @@ def test_draws_are_uniform_in_the_logarithm() -> None:
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        ([0.05, 0.01], "low one first"),
-        ([0.01, 0.01], "low one first"),
-        ([0.01], "low one first"),
-        ([0.01, 0.02, 0.03], "low one first"),
+        ([0.05, 0.01], "low below high"),
+        ([0.01, 0.01], "low below high"),
+        ([0.01], "low below high"),
+        ([0.01, 0.02, 0.03], "low below high"),
         ([0.0, 0.1], "lambda must be a number"),
         ([0.1, math.inf], "lambda must be a number"),
         (["0.1", "0.2"], "lambda must be a number"),

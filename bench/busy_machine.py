@@ -2,7 +2,7 @@
 """Seconds of `mlic-fast encode` and `decode` alone and beside a process that wants all processors.
 
 Each is run with OpenMP's threads spinning while they wait (OMP_WAIT_POLICY=active) and asleep (passive, which the
-command line settles by itself). Prints the medians, and what the competitor costs: `python bench/bench_busy.py`.
+command line settles by itself). Prints the medians, and what the competitor costs: `python bench/busy_machine.py`.
 """
 
 from __future__ import annotations
