@@ -58,7 +58,11 @@ def test_the_engine_s_calls_on_a_device(
         model.g_a.analysis_transform[-1].weight.mul_(30)
     model.update()
     x, entropy = test_image(64, 64, 51).to(DEVICE), model.entropy
-    monkeypatch.setattr(layers, "_PackedConvolution", lambda *arguments: CudaConvolution(*arguments[:5]))
+
+    def on_cuda(weight: Any, *others: Any) -> CudaConvolution:
+        return CudaConvolution(weight.joined(), *others[:4])
+
+    monkeypatch.setattr(layers, "_PackedConvolution", on_cuda)
     with use_backend("triton"):
         engine = engine_for(model, Options(transform_dtype="float32"))
         assert engine is not None
