@@ -181,7 +181,8 @@ def _canonical(name: str, tensor: Tensor) -> Tensor:
     if tensor.dtype == torch.bfloat16 or tensor.layout != torch.strided:
         return owned.copy_(tensor)
     # NumPy: hundreds of small copies on torch's thread pool take seconds on a busy machine
-    np.copyto(owned.numpy(), tensor.numpy(), casting="unsafe")
+    with np.errstate(over="ignore"):  # infinities are refused later, in words of ours
+        np.copyto(owned.numpy(), tensor.numpy(), casting="unsafe")
     return owned
 
 

@@ -18,7 +18,7 @@ from mlic_fast.compute.nonfinite import check_finite
 from mlic_fast.errors import MlicError
 from mlic_fast.evaluate.metrics import bits_per_pixel, measure
 from mlic_fast.pictures.folder import find_pictures
-from mlic_fast.pictures.image import open_image, pad_to_64
+from mlic_fast.pictures.image import crop, open_image, pad_to_64, to_pixels, to_tensor
 from mlic_fast.train.distributed import Processes
 from mlic_fast.train.recipe import Recipe
 from mlic_fast.train.step import Trainee
@@ -144,11 +144,9 @@ class Validator:
         assert rates is not None
         height, width = pixels.shape[:2]
         device = self._group.device
-        x = torch.from_numpy(pixels).to(device).permute(2, 0, 1)[None].float() / 255
+        x = to_tensor(open_image(pixels)).to(device)
         step = torch.tensor([rates.step(lmbda)], device=device)
         out = trainee.model(pad_to_64(x, "fade").contiguous(memory_format=trainee.layout), step=step)
         bits = sum(-likelihoods.double().log2().sum() for likelihoods in out["likelihoods"].values())
         check_finite("bits", torch.as_tensor(bits))
-        check_finite("the decoded picture", out["x_hat"])
-        x_hat = out["x_hat"][0, :, :height, :width].clamp(0, 1).mul(255).round().to(torch.uint8)
-        return x_hat.permute(1, 2, 0).cpu().numpy(), float(bits) / (height * width)
+        return to_pixels(crop(out["x_hat"], height, width)), float(bits) / (height * width)
