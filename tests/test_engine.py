@@ -170,7 +170,7 @@ def test_memory_given_back_on_the_way_changes_nothing(
     releases: list[int] = []
     release = map_memory.MapMemory.release
     monkeypatch.setattr(map_memory.MapMemory, "release", lambda self: (releases.append(1), release(self)))
-    monkeypatch.setattr(transforms, "_MANY_STRIPS", 1)
+    monkeypatch.setattr(transforms, "_LARGE", 1)
     monkeypatch.setattr(walks, "_MANY_POSITIONS", 1)
     found = coded(small_model, x, options)
     assert found[0] == expected[0]

@@ -9,9 +9,18 @@ import pytest
 import torch
 
 from mlic_fast.engine import winograd_layers
-from mlic_fast.engine.budget import strip_rows
-from mlic_fast.engine.layers import LAYOUT, compile_convolution, shuffle
-from mlic_fast.engine.strips import ConvolutionRows, Normalised, Residual, RowLayer, Sequence, whole
+from mlic_fast.engine.layers import LAYOUT, Convolution, compile_convolution, shuffle
+from mlic_fast.engine.strips import (
+    Block,
+    ConvolutionRows,
+    Normalised,
+    Residual,
+    RowLayer,
+    Sequence,
+    in_strips,
+    strip_height,
+    whole,
+)
 
 
 def convolution(in_channels: int, out_channels: int, kernel: int, stride: int, seed: int = 0) -> Any:
@@ -87,7 +96,7 @@ def block(kind: str) -> RowLayer:
 def test_blocks_and_their_skip_connections(kind: str, cuts: list[int]) -> None:
     x = torch.randn(1, 8, 16, 4, generator=torch.Generator().manual_seed(11))
     untouched = x.clone()
-    expected = whole(lambda: block(kind), x)
+    expected = whole(Block(lambda: block(kind), 32), x)
     out = pushed(block(kind), x, cuts)
     assert out.shape == expected.shape
     assert (out - expected).abs().max() < 1e-5
@@ -102,8 +111,37 @@ def test_shuffle_is_pixel_shuffle_of_reordered_channels() -> None:
 
 
 def test_strips_fit_the_budget() -> None:
-    a_unit = 192 * 8 * 8 * 48 * 4  # bytes of 16 rows of the widest map, 768 pixels wide
-    assert strip_rows(48, 32, 192, 1) == 1
-    assert strip_rows(48, 32, 192, 8 * 2 * a_unit) == 2
-    assert strip_rows(48, 2, 192, 2**40) == 2
-    assert strip_rows(480, 270, 192, 2**40) == 1
+    a_row = 4 * 192 * 384  # bytes of one row of 192 values a position
+    assert strip_height(256, 384, 192, 1) == 2
+    assert strip_height(256, 384, 192, 16 * a_row) == 16
+    assert strip_height(256, 384, 192, 2**40) == 256
+    assert strip_height(30, 384, 192, 20 * a_row) == 16, "two strips of about the same height"
+    assert strip_height(3, 384, 192, 2**40) == 4, "even, though the map ends before"
+
+
+class Spy(ConvolutionRows):
+    """Notes how many rows it is given at a time."""
+
+    def __init__(self, layer: Convolution) -> None:
+        super().__init__(layer)
+        self.heights: list[int] = []
+
+    def push(self, rows: torch.Tensor, last: bool) -> torch.Tensor | None:
+        self.heights.append(rows.shape[2])
+        return super().push(rows, last)
+
+
+@pytest.mark.parametrize("height", [1, 2, 15, 64])
+def test_rows_that_layers_owe_at_the_end_make_no_high_strips(height: int) -> None:
+    layers = [convolution(8, 8, 3, 1, seed) for seed in range(12)]
+    x = torch.randn(1, 8, height, 6, generator=torch.Generator().manual_seed(height))
+    expected = x
+    for layer in layers:
+        expected = layer(expected)
+    spies = [Spy(layer) for layer in layers]
+    blocks = [(Block(lambda spy=spy: spy, 8), spy) for spy in spies]  # type: ignore[misc]
+    out = torch.cat(list(in_strips(blocks, x, True, 4 * 8 * 6 * 4)), dim=2)
+    assert out.shape == expected.shape
+    assert (out - expected).abs().max() < 1e-5
+    assert max(max(spy.heights) for spy in spies) <= 4, "twelve layers of kernel 3 lag twelve rows behind"
+    assert all(sum(spy.heights) == height for spy in spies)

@@ -84,14 +84,14 @@ class Engine:
         self._modules = model.g_a, model.h_a, model.h_s, model.g_s
         names = (*SliceNetworks.__annotations__, *(context.name for context in CONTEXTS))
         self._networks = SimpleNamespace(**{name: getattr(model, name) for name in names})
-        self._widest, self._latent = model.N, model.M
+        self._latent = model.M
         self.slice_count, self.slice_width = model.slice_num, model.slice_ch
 
     @torch.no_grad()
     def analyse(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x float [B, 3, H, W] → y [B, M, H/16, W/16] and z [B, N, H/64, W/64], float32; H and W multiples of 64."""
         with no_autocast(x.device):
-            y = self._analysis(x, self._budget, self._widest)
+            y = self._analysis(x, self._budget)
             return y, self._hyper_analysis(y)
 
     @torch.no_grad()
@@ -108,7 +108,7 @@ class Engine:
     def synthesise(self, y_hat: Tensor) -> Tensor:
         """ŷ [B, M, H/16, W/16] → x̂ [B, 3, H, W], float32, not clamped."""
         with no_autocast(y_hat.device):
-            return self._synthesis(y_hat, self._budget, self._widest)
+            return self._synthesis(y_hat, self._budget)
 
     @cached_property
     def _analysis(self) -> StripTransform:

@@ -84,17 +84,19 @@ def compile_convolution(
     groups: int = 1,
     dtype: torch.dtype = torch.float32,
     exact: bool = True,
+    keep: bool = True,
 ) -> Convolution:
     """The fastest convolution at hand for weight [out, in / groups, k, k] and its device, padded by k // 2.
 
     dtype: of maps and weights. exact: float32-class arithmetic, whatever PyTorch's switches say (for the entropy path).
+    keep: whether weights that were packed stay in memory; else, on a CPU, they are packed at every call.
     """
     weight = weight if isinstance(weight, Weights) else Weights(weight)
     if weight.device.type == "cuda":
         return CudaConvolution(weight.joined(), bias, stride, groups, dtype)
-    compiled: Convolution
+    compiled: _PackedConvolution | _PlainConvolution
     if weight.device.type == "cpu" and has_packed_convolutions() and dtype in (torch.float32, torch.bfloat16):
-        compiled = _PackedConvolution(weight, bias, stride, groups, dtype, exact)
+        compiled = _PackedConvolution(weight, bias, stride, groups, dtype, exact, keep)
     else:
         compiled = _PlainConvolution(weight.joined(), bias, stride, groups, dtype, exact)
     if not exact and suits(weight, stride, groups, dtype):
@@ -125,11 +127,19 @@ def shuffle(x: Tensor, factor: int) -> Tensor:
     return spread.reshape(batch, factor * height, factor * width, C).permute(0, 3, 1, 2)
 
 
-def compile_module(module: nn.Module, *, dtype: torch.dtype = torch.float32, exact: bool = True) -> Convolution:
+def compile_module(
+    module: nn.Module, *, dtype: torch.dtype = torch.float32, exact: bool = True, keep: bool = True
+) -> Convolution:
     """`compile_convolution` of a Conv2d, which pads by k // 2 as all of the model's do."""
     assert isinstance(module, nn.Conv2d)
     return compile_convolution(
-        module.weight, module.bias, stride=module.stride[0], groups=module.groups, dtype=dtype, exact=exact
+        module.weight,
+        module.bias,
+        stride=module.stride[0],
+        groups=module.groups,
+        dtype=dtype,
+        exact=exact,
+        keep=keep,
     )
 
 
@@ -164,13 +174,24 @@ class _PackedConvolution:
     """oneDNN with weights in its own layout and the operation after it fused; CPU, float32 or bfloat16."""
 
     def __init__(
-        self, weight: Weights, bias: Tensor | None, stride: int, groups: int, dtype: torch.dtype, exact: bool
+        self,
+        weight: Weights,
+        bias: Tensor | None,
+        stride: int,
+        groups: int,
+        dtype: torch.dtype,
+        exact: bool,
+        keep: bool,
     ) -> None:
         self.kernel, self.stride, self.dtype, self._groups = weight.shape[2], stride, dtype, groups
-        self._pad, self._exact = self.kernel // 2, exact
+        self._pad, self._exact, self._keep = self.kernel // 2, exact, keep
         self._bias = None if bias is None else bias.detach().to(dtype)
         self._weight = weight
         self._packed: dict[tuple[int, int], Any] = {}
+
+    def forget(self) -> None:
+        """As `mlic_fast.engine.winograd_layers.Packed`."""
+        self._packed = {}
 
     @cached_property
     def _plain(self) -> _PlainConvolution:
@@ -189,6 +210,8 @@ class _PackedConvolution:
             size = 1, self._weight.shape[1] * self._groups, height, width
             weight, padding = self._weight.joined().to(self.dtype), [self._pad] * 2
             packed = packed_weight(weight, padding, [self.stride] * 2, self._groups, size)
+            if not self._keep:
+                return packed
             same = next((one for one in self._packed.values() if same_bytes(one, packed)), None)
             if len(self._packed) >= _MOST_SIZES or (same is None and self.dtype == torch.float32):
                 self._packed = {}  # anew, since another thread may be looking at the old ones
@@ -221,6 +244,9 @@ class _PlainConvolution:
         self._pad = self.kernel // 2
         self._weight = weight.detach().to(dtype)
         self._bias = None if bias is None else bias.detach().to(dtype)
+
+    def forget(self) -> None:
+        """Nothing: these are the weights themselves."""
 
     def __call__(self, x: Tensor, *, gelu: bool = False, pad_rows: bool = True) -> Tensor:
         stride, padding = [self.stride] * 2, [self._pad if pad_rows else 0, self._pad]

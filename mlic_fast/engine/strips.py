@@ -2,15 +2,16 @@
 """Layers over maps that arrive a strip of rows at a time: each keeps the few rows that its next result needs.
 
 A strip's borders are no borders of the picture, so results are those of the whole map, nothing is computed twice, and
-only one strip of each map is in memory. A map that comes in one piece is computed as a whole.
+only one strip of each map is in memory. A map that comes in one piece is computed as a whole. Strips are as high as
+their block's largest map allows: where the resolution is low, one of them may be the whole map.
 
 Strips are [1, C, rows, W], channels-last.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -27,8 +28,39 @@ class RowLayer(Protocol):
         ...
 
 
-# makes the state for one map
-Block = Callable[[], RowLayer]
+class Block(NamedTuple):
+    """One step of a transform."""
+
+    make: Callable[[], RowLayer]  # the state for one map
+    values: int  # of its largest map, for each position of its input
+
+
+def strip_height(height: int, width: int, values: int, largest: int) -> int:
+    """Rows of the strips that a block takes its input [1, C, height, width] in, all but the last: an even number.
+
+    values: as of `Block`. largest: bytes that a float32 map should take at most; two rows may take more.
+    """
+    most = max(1, largest // (4 * values * width))
+    rows = -(-height // -(-height // most))
+    return rows + rows % 2
+
+
+def in_strips(blocks: list[tuple[Block, RowLayer]], rows: Tensor, last: bool, largest: int) -> Iterator[Tensor]:
+    """The result of blocks, one after the other, for the next rows of a map: its next rows, as they are complete.
+
+    blocks: each with its state. last, largest: as for `RowLayer.push` and `strip_height`. Every block lags behind its
+    input, so the last rows complete what all of them owe: what has become too high is divided again.
+    """
+    for number, (block, layer) in enumerate(blocks):
+        height = strip_height(rows.shape[2], rows.shape[3], block.values, largest)
+        *parts, rows = rows.split(height, dim=2)
+        while parts:
+            yield from in_strips(blocks[number:], parts.pop(0), False, largest)
+        out = layer.push(rows.float().contiguous(memory_format=LAYOUT), last)
+        if out is None:
+            return
+        rows = out
+    yield rows
 
 
 class ConvolutionRows:
@@ -152,6 +184,6 @@ class Normalised:
 
 def whole(block: Block, x: Tensor) -> Tensor:
     """The block's result for a map [B, C, H, W] in one piece, channels-last."""
-    out = block().push(x.contiguous(memory_format=LAYOUT), True)
+    out = block.make().push(x.contiguous(memory_format=LAYOUT), True)
     assert out is not None  # the last rows complete everything
     return out

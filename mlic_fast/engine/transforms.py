@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from mlic_fast.engine.budget import strip_rows
+from mlic_fast.engine.budget import largest_map
 from mlic_fast.engine.layers import LAYOUT, Convolution, Weights, compile_convolution, compile_module, shuffle
 from mlic_fast.engine.map_memory import shared_map_memory
 from mlic_fast.engine.strips import (
@@ -23,6 +23,7 @@ from mlic_fast.engine.strips import (
     Residual,
     RowLayer,
     Sequence,
+    in_strips,
 )
 from mlic_fast.nn.analysis import AnalysisTransform
 from mlic_fast.nn.blocks import DownsamplingBlock, ResidualBlock, UpsamplingBlock
@@ -32,8 +33,8 @@ from mlic_fast.nn.synthesis import SynthesisTransform
 
 _FLOAT32 = torch.float32
 
-# A picture of more strips is a large one.
-_MANY_STRIPS = 16
+# Values that go in and come out where the picture is a large one.
+_LARGE = 4 * 2**20
 
 
 class StripTransform:
@@ -44,26 +45,21 @@ class StripTransform:
         self._blocks, self._channels = blocks, channels
         self._in_scale, self._out_scale = in_scale, out_scale
 
-    def __call__(self, x: Tensor, memory_budget: int, widest: int) -> Tensor:
+    def __call__(self, x: Tensor, memory_budget: int) -> Tensor:
         """x [B, in, H, W] → [B, out, H · out_scale / in_scale, …], float32, channels-last.
 
-        memory_budget: bytes for maps on the way; widest: channels of the widest map, at half the picture's resolution.
+        memory_budget: bytes for maps on the way.
         """
         batch, _, height, width = x.shape
-        in_units = width // self._in_scale, height // self._in_scale
-        units = strip_rows(*in_units, widest, memory_budget, x.device.type == "cuda")
-        step = units * self._in_scale
+        largest = largest_map(memory_budget, x.device.type == "cuda")
         size = (batch, self._channels, *(side // self._in_scale * self._out_scale for side in (height, width)))
         out = torch.empty(size, dtype=_FLOAT32, device=x.device, memory_format=LAYOUT)
         for item in range(batch):
-            layers, done = Sequence(*(make() for make in self._blocks)), 0
-            for start in range(0, height, step):
-                strip = x[item : item + 1, :, start : start + step].float().contiguous(memory_format=LAYOUT)
-                rows = layers.push(strip, start + step >= height)
-                if rows is not None:
-                    out[item : item + 1, :, done : done + rows.shape[2]] = rows
-                    done += rows.shape[2]
-        if x.device.type == "cpu" and height // step > _MANY_STRIPS:
+            blocks, done = [(block, block.make()) for block in self._blocks], 0
+            for rows in in_strips(blocks, x[item : item + 1], True, largest):
+                out[item : item + 1, :, done : done + rows.shape[2]] = rows
+                done += rows.shape[2]
+        if x.device.type == "cpu" and out.numel() + x.numel() > _LARGE:
             shared_map_memory().release()  # what comes next needs memory too, and clearing pages anew is a trifle
         return out
 
@@ -72,17 +68,18 @@ def compile_analysis(module: AnalysisTransform, dtype: torch.dtype) -> StripTran
     """g_a: x [B, 3, H, W] → y [B, M, H/16, W/16]."""
     *blocks, last = module.analysis_transform
     final = compile_module(last, exact=False)
-    steps: list[Block] = [_block(block, dtype) for block in blocks]
-    steps += [partial(ConvolutionRows, final)]
-    return StripTransform(steps, len(last.get_parameter("weight")), 16, 1)
+    steps = [_block(block, dtype) for block in blocks]
+    outputs, inputs = last.get_parameter("weight").shape[:2]
+    steps.append(Block(partial(ConvolutionRows, final), inputs))
+    return StripTransform(steps, outputs, 16, 1)
 
 
 def compile_synthesis(module: SynthesisTransform, dtype: torch.dtype) -> StripTransform:
     """g_s: ŷ [B, M, h, w] → x̂ [B, 3, 16h, 16w]."""
     *blocks, last = module.synthesis_transform
     final, factor = _subpixel_convolution(last, _FLOAT32)
-    steps: list[Block] = [_block(block, dtype) for block in blocks]
-    steps += [partial(ConvolutionRows, final, factor=factor)]
+    steps = [_block(block, dtype) for block in blocks]
+    steps.append(Block(partial(ConvolutionRows, final, factor=factor), last[0].in_channels))
     return StripTransform(steps, 3, 1, 16)
 
 
@@ -103,14 +100,17 @@ class CompiledHyperAnalysis:
 
 
 class CompiledHyperSynthesis:
-    """h_s: ẑ [B, N, h/4, w/4] → hyper-parameters [B, 2M, h, w]. Part of the entropy path: float32-class."""
+    """h_s: ẑ [B, N, h/4, w/4] → hyper-parameters [B, 2M, h, w]. Part of the entropy path: float32-class.
+
+    Its packed weights are not kept: they would take as much memory as a third of the walk's, for one use a call.
+    """
 
     def __init__(self, module: HyperSynthesis) -> None:
         layers = list(module.increase)[::2]
         self._layers: list[tuple[Convolution, int]] = [
-            _subpixel_convolution(layer, _FLOAT32, exact=True)
+            _subpixel_convolution(layer, _FLOAT32, exact=True, keep=False)
             if isinstance(layer, nn.Sequential)
-            else (compile_module(layer), 1)
+            else (compile_module(layer, keep=False), 1)
             for layer in layers
         ]
 
@@ -138,7 +138,7 @@ def _residual(module: ResidualBlock, dtype: torch.dtype) -> Block:
         layers = Sequence(ConvolutionRows(first, gelu=True), ConvolutionRows(second, gelu=True))
         return Residual(layers, None if skip is None else ConvolutionRows(skip))
 
-    return make
+    return Block(make, max(module.conv1.weight.shape[:2]))
 
 
 def _down(module: DownsamplingBlock, dtype: torch.dtype) -> Block:
@@ -154,7 +154,8 @@ def _down(module: DownsamplingBlock, dtype: torch.dtype) -> Block:
         layers = Sequence(ConvolutionRows(first, gelu=True), ConvolutionRows(second))
         return Normalised(layers, ConvolutionRows(skip), beta, gamma, False)
 
-    return make
+    outputs, inputs = module.conv1.weight.shape[:2]
+    return Block(make, max(inputs, outputs // 4))
 
 
 def _up(module: UpsamplingBlock, dtype: torch.dtype) -> Block:
@@ -167,10 +168,12 @@ def _up(module: UpsamplingBlock, dtype: torch.dtype) -> Block:
         layers = Sequence(ConvolutionRows(first, gelu=True, factor=factor), ConvolutionRows(second))
         return Normalised(layers, ConvolutionRows(skip, factor=factor), beta, gamma, True)
 
-    return make
+    return Block(make, factor**2 * len(beta))
 
 
-def _subpixel_convolution(module: nn.Module, dtype: torch.dtype, exact: bool = False) -> tuple[Convolution, int]:
+def _subpixel_convolution(
+    module: nn.Module, dtype: torch.dtype, exact: bool = False, keep: bool = True
+) -> tuple[Convolution, int]:
     """The convolution before a pixel shuffle, its output channels in the order that `shuffle` takes, and the factor."""
     assert isinstance(module, nn.Sequential)
     layer, pixel_shuffle = module
@@ -181,7 +184,7 @@ def _subpixel_convolution(module: nn.Module, dtype: torch.dtype, exact: bool = F
         return [x.detach()[n :: factor**2] for n in range(factor**2)]
 
     weight, bias = Weights(*parts(layer.get_parameter("weight"))), torch.cat(parts(layer.get_parameter("bias")))
-    return compile_convolution(weight, bias, dtype=dtype, exact=exact), factor
+    return compile_convolution(weight, bias, dtype=dtype, exact=exact, keep=keep), factor
 
 
 def _gdn_parameters(module: GDN) -> tuple[Tensor, Tensor]:

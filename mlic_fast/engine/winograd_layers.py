@@ -7,7 +7,7 @@ Where there are instructions for bfloat16 but no matrix unit, they are as fast a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from mlic_fast.engine.map_memory import shared_map_memory
 from mlic_fast.ops.winograd import CHANNELS, coefficients_of, convolve
 
 if TYPE_CHECKING:
-    from mlic_fast.engine.layers import Convolution, Weights
+    from mlic_fast.engine.layers import Weights
 
 # Results with fewer positions than this are left to others: too few products for each weight that is read.
 MIN_POSITIONS = 256
@@ -34,12 +34,22 @@ def suits(weight: Weights, stride: int, groups: int, dtype: torch.dtype) -> bool
     )
 
 
+class Packed(Protocol):
+    """A convolution that keeps its weights in a layout of its own."""
+
+    def __call__(self, x: Tensor, *, gelu: bool = False, pad_rows: bool = True) -> Tensor: ...
+
+    def forget(self) -> None:
+        """Gives up what is packed; what is asked for again is packed again."""
+        ...
+
+
 class WinogradConvolution:
     """A convolution that `suits`; another one takes maps for which it is not worthwhile. Not for the entropy path."""
 
     kernel, stride, dtype = 3, 1, torch.float32
 
-    def __init__(self, weight: Weights, bias: Tensor | None, otherwise: Convolution) -> None:
+    def __init__(self, weight: Weights, bias: Tensor | None, otherwise: Packed) -> None:
         self._weight = weight
         self._coefficients: Tensor | None = None  # until a map is worthwhile
         self._bias = None if bias is None else bias.detach()
@@ -65,6 +75,7 @@ class WinogradConvolution:
         """As `mlic_fast.ops.winograd.convolve`, of pieces that it `takes`."""
         if self._coefficients is None:
             self._coefficients = coefficients_of(self._weight.joined())
+            self._otherwise.forget()  # small maps, which it was packed for, seldom alternate with large ones
         return convolve(
             pieces,
             self._coefficients,
