@@ -62,9 +62,15 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 @cache
 def machine(device: torch.device) -> str:
-    """Name of the GPU, or of the processor."""
+    """Name of the GPU, or of the processor with its widest vectors: one name may stand for several generations."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    widest = {"AVX512": "AVX-512", "DEFAULT": "no vectors"}
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{_processor()} ({widest.get(capability, capability)})"
+
+
+def _processor() -> str:
     try:
         match = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
     except OSError:
