@@ -53,7 +53,8 @@ class Limits:
         """Raise LimitError if `count` pictures of width x height are too large together; `what` names them."""
         if max(width, height) > self.side:
             raise LimitError(
-                f"{what} is {width} x {height}; a side may have at most {self.side:,} pixels: split the picture"
+                f"{what} is {width} x {height}; a side may have at most {self.side:,} pixels: split the "
+                "picture, or allow more (limits=, --max-side)"
             )
         total = width * height * count
         if self.pixels is not None and total > self.pixels:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mlic_fast.cli import demo
 from mlic_fast.cli.main import _COMMANDS, main
 from mlic_fast.output import try_file, try_folder
 
@@ -123,16 +125,40 @@ def test_names_that_are_no_text(folder: Path) -> None:
 
 
 def test_limits_hold_for_all_that_a_command_does(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever a command makes limits of its own, they are the usual ones, which are smaller than the picture here."""
+    from mlic_fast.cli import common
+    from mlic_fast.limits import Limits
+
     monkeypatch.chdir(folder)
-    long = np.random.default_rng(1).integers(0, 256, (2, 65600, 3), dtype=np.uint8)
-    Image.fromarray(long).save("long.png")
-    more = ["--max-side", "70000"]
-    assert main(["encode", "long.png", "-o", "long.mlic"]) == 8
-    assert main(["encode", "long.png", "-o", "long.mlic", "--measure", *more]) == 0
-    assert main(["encode", "long.png", "-o", "long.mlic", "--target-psnr", "1", *more]) == 0
-    assert main(["compare", "long.png", "long.mlic"]) == 8
-    assert main(["compare", "long.png", "long.mlic", "-o", "long.html", *more]) == 0
+    monkeypatch.setattr(common, "MAX_SIDE", 45)
+    pixels, _, metadata = Limits.__init__.__defaults__ or ()
+    monkeypatch.setattr(Limits.__init__, "__defaults__", (pixels, 45, metadata))
+    more = ["--max-side", "50"]
+    assert main(["encode", "p.png", "-o", "long.mlic"]) == 8
+    assert main(["encode", "p.png", "-o", "long.mlic", "--measure", *more]) == 0
+    assert main(["encode", "p.png", "-o", "long.mlic", "--target-psnr", "1", *more]) == 0
+    assert main(["compare", "p.png", "long.mlic"]) == 8
+    assert main(["compare", "p.png", "long.mlic", "-o", "long.html", *more]) == 0
     assert main(["decode", "long.mlic", "-o", "again.png", *more]) == 0
+    monkeypatch.setattr(demo, "_decode_elsewhere", _decode_here)
+    assert main(["demo", "--image", "p.png", "-o", "demo", *more]) == 0
+    assert main(["calibrate", "mlicpp-s-0.0067", "p.png", "--size", "16x16", *more]) == 0
+    Path("large").mkdir()
+    Path("large/p.png").write_bytes(Path("p.png").read_bytes())
+    assert main(["eval", "large", *more]) == 0
+    assert main(["prepare-data", "large", "prepared", "--min-side", "8", *more]) == 0
+    Path("size.json").write_text('{"N": 8, "M": 64, "slice_num": 2}')
+    short = ["--config", "size.json", "--steps", "1", "--batch", "1", "--patches", "64", "--epoch-patches", "1"]
+    Image.effect_noise((80, 70), 60).convert("RGB").save("large/p.png")
+    assert main(["train", "large", "-o", "run", *short, "--max-side", "80"]) == 0
+    assert "inf" not in Path("run/validation.csv").read_text()  # the picture could be coded
+
+
+def _decode_here(options: argparse.Namespace, coded: Path, decoded: Path) -> dict[str, float]:
+    """In this process, whose usual limits are smaller."""
+    words = ["decode", str(coded), "-o", str(decoded), "--max-side", str(options.max_side)]
+    assert main(words) == 0
+    return {"seconds": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -150,13 +176,17 @@ def test_limits_hold_for_all_that_a_command_does(folder: Path, monkeypatch: pyte
         "eval . --keep {}",
         "plot --published kodak -o {}.svg",
         "prepare-data . {}",
+        "train . -o {}",
+        "train . -o {} --start-from weights.safetensors",
     ],
 )
 def test_outputs_are_tried_before_the_work(
     folder: Path, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from mlic_fast import MLICPlusPlus
+    from mlic_fast.checkpoint import files
     from mlic_fast.evaluate import calibration, plots
+    from mlic_fast.train import loop
 
     def work(*arguments: object, **settings: object) -> None:
         raise AssertionError("it began to work")
@@ -168,9 +198,68 @@ def test_outputs_are_tried_before_the_work(
     for place, name in ((MLICPlusPlus, "compress"), (MLICPlusPlus, "decompress"), (calibration, "measure")):
         monkeypatch.setattr(place, name, work)
     monkeypatch.setattr(plots, "draw", work)
+    if command.startswith("train"):
+        monkeypatch.setattr(files, "read_native", work)
+        monkeypatch.setattr(loop, "Trainee", work)
     # a folder in a file, where nobody can make one, whatever they may do
     assert main(command.format("p.png/results").split()) in (2, 3)
     assert "results" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("limit", ["--max-side 49", "--max-pixels 1999"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "encode p.png -o {}.mlic",
+        "encode pictures -o {}",
+        "decode p.mlic -o {}.png",
+        "compare p.png p.mlic",
+        "demo --image p.png -o {}",
+        "calibrate mlicpp-s-0.0067 p.png --size 16x16",
+        "eval pictures",
+        "prepare-data pictures {} --min-side 8",
+        "train pictures -o {} --patches 64",
+    ],
+)
+def test_every_command_keeps_its_limits(
+    folder: Path, tmp_path: Path, command: str, limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlic_fast.evaluate import calibration
+    from mlic_fast.pictures.image import read_picture
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(calibration, "given_symbols", lambda model, picture: read_picture(picture) and 1 / 0)
+    monkeypatch.setattr(calibration, "pictures", lambda **size: iter(()))
+    (folder / "pictures").mkdir(exist_ok=True)
+    Image.effect_noise((80, 70), 60).convert("RGB").save(folder / "pictures" / "p.png")
+    words = command.format(tmp_path / "out").split() + limit.split()
+    if command.startswith("train"):  # which leaves such pictures out
+        with pytest.warns(UserWarning, match="cannot be read, left out"):
+            assert main(words) == 4
+    else:
+        one_of_a_folder = command.split()[0] in ("eval", "prepare-data") or "encode pictures" in command
+        assert main(words) == (1 if one_of_a_folder else 8)
+
+
+def test_training_whose_run_cannot_be_written(folder: Path, tmp_path: Path) -> None:
+    for name in ("last.pth.tar", "steps.csv", "recipe.json"):
+        (tmp_path / name / name).mkdir(parents=True)
+        assert main(["train", str(folder), "-o", str(tmp_path / name)]) == 3
+    assert main(["train", str(tmp_path), "-o", str(tmp_path / "new")]) == 4
+    assert main(["train", str(folder), "-o", str(tmp_path / "new"), "--validation", str(tmp_path)]) == 4
+    assert not (tmp_path / "new").exists()
+
+
+@posix
+@pytest.mark.parametrize("streams", ["<&- >&- 2>&-", "2>/dev/full"])
+def test_training_goes_on_whatever_becomes_of_messages(tmp_path: Path, streams: str) -> None:
+    (tmp_path / "size.json").write_text('{"N": 8, "M": 64, "slice_num": 2}')
+    (tmp_path / "data").mkdir()
+    Image.effect_noise((80, 70), 60).convert("RGB").save(tmp_path / "data" / "p.png")
+    more = "--config size.json --steps 2 --batch 2 --patches 64 --validation-images 0 --epoch-patches 4"
+    done = shell(tmp_path, f"M train data -o run {more} {streams}", OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "last.pth.tar").stat().st_size > 1000
 
 
 def test_trying_leaves_nothing(tmp_path: Path) -> None:

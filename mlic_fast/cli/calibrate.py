@@ -4,13 +4,18 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlic_fast.cli import common, table
 from mlic_fast.entropy.guard import DEFAULT_DELTA
 from mlic_fast.output import try_file
+
+if TYPE_CHECKING:
+    from mlic_fast.limits import Limits
+    from mlic_fast.pictures.picture import Picture
 
 DESCRIPTION = (
     "Measure how far this model's scales lie apart when they are computed in different ways (backends, threads, with "
@@ -47,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     common.add_device_arguments(parser)
     common.add_json_argument(parser)
+    common.add_limit_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -54,6 +60,7 @@ def run(options: argparse.Namespace) -> None:
     from mlic_fast.checkpoint.native import is_native, read_header, with_deltas
     from mlic_fast.codec import open_model
     from mlic_fast.evaluate import calibration
+    from mlic_fast.pictures.image import read_head
     from mlic_fast.registry import resolve
 
     path = resolve(options.model)
@@ -64,6 +71,10 @@ def run(options: argparse.Namespace) -> None:
         if not has_header:  # of a native file nothing but δ changes
             common.refuse_same_file(str(path), options.output)
         try_file(options.output)
+    with common.limits(options):
+        for picture in options.pictures:
+            if not Path(picture).is_fifo():
+                read_head(picture)  # what is no picture is known before the work
     common.set_threads(options)
     model = open_model(options.model, options.device)
     sizes = options.size or [(768, 512)]
@@ -72,9 +83,8 @@ def run(options: argparse.Namespace) -> None:
         for width, height in sizes
         for name, picture in calibration.pictures(height=height, width=width)
     )
-    photographs = [(Path(picture).name, picture) for picture in options.pictures]
-    with common.progress("measuring"):
-        found = calibration.measure(model, chain(made_up, photographs))
+    with common.limits(options) as limits, common.progress("measuring"):
+        found = calibration.measure(model, chain(made_up, _photographs(options, limits)))
     deltas = calibration.deltas_for(found)
     if options.output is not None:
         from mlic_fast.checkpoint import convert
@@ -104,6 +114,17 @@ def run(options: argparse.Namespace) -> None:
         *([f"stored in {options.output}"] if options.output is not None else []),
     ]
     common.report(options, facts, "\n".join(lines))
+
+
+def _photographs(options: argparse.Namespace, limits: Limits) -> Iterator[tuple[str, Picture]]:
+    """The pictures that were named, one at a time."""
+    from mlic_fast.pictures.image import read_picture
+
+    for name in options.pictures:
+        picture = read_picture(name, limits)
+        for note in picture.notes:
+            common.warn(options, f"{name}: {note}")
+        yield Path(name).name, picture
 
 
 def _size(text: str) -> tuple[int, int]:

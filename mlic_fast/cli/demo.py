@@ -12,10 +12,13 @@ import tempfile
 import time
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlic_fast.cli import common
 from mlic_fast.output import try_folder, write_whole
+
+if TYPE_CHECKING:
+    from mlic_fast.limits import Limits
 
 DESCRIPTION = (
     "Compress a bundled photograph with the bundled weights to a file, decode the file in a new process, print size, "
@@ -41,38 +44,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", metavar="IN", help="a picture of yours instead of the bundled one")
     common.add_model_arguments(parser)
     common.add_json_argument(parser)
+    common.add_limit_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> None:
     """Encode, decode elsewhere, compare; raises this package's errors and OSError."""
+    with common.limits(options) as limits:
+        _demonstrate(options, limits)
+
+
+def _demonstrate(options: argparse.Namespace, limits: Limits) -> None:
     from PIL import Image
 
     from mlic_fast.codec import encode, open_model
     from mlic_fast.evaluate.metrics import ms_ssim, psnr
-    from mlic_fast.pictures.image import open_image
+    from mlic_fast.pictures.image import open_image, read_picture
 
     common.set_threads(options)
     if options.image is None:
         photograph = resources.files("mlic_fast").joinpath("data").joinpath(PHOTOGRAPH).read_bytes()
         picture = open_image(photograph)
     else:
-        picture = open_image(options.image)
+        picture = read_picture(options.image, limits)
+        for note in picture.notes:
+            common.warn(options, f"{options.image}: {note}")
     folder = Path(options.output)
     try_folder(folder)
     coded, pair = folder / "demo.mlic", folder / "demo.png"
 
     with common.progress("encoding"):
         model = open_model(options.model, options.device)
-        encode(picture, model)  # the first call pays for what PyTorch sets up once
+        encode(picture, model, limits=limits)  # the first call pays for what PyTorch sets up once
         start = time.perf_counter()
-        data = encode(picture, model)
+        data = encode(picture, model, limits=limits)
         encode_seconds = time.perf_counter() - start
     write_whole(coded, data)
 
     with common.progress("decoding"), tempfile.TemporaryDirectory() as scratch:
         decoded_path = Path(scratch, "decoded.png")
         decode_report = _decode_elsewhere(options, coded, decoded_path)
-        decoded = open_image(decoded_path)
+        decoded = open_image(decoded_path, limits)
 
     decibels, similarity = psnr(picture.pixels, decoded.pixels), ms_ssim(picture.pixels, decoded.pixels)
     side_by_side = Image.new("RGB", (2 * picture.width, picture.height))
@@ -110,10 +121,10 @@ def run(options: argparse.Namespace) -> None:
 def _decode_elsewhere(options: argparse.Namespace, coded: Path, decoded: Path) -> dict[str, Any]:
     """Run `mlic-fast decode` in a process of its own; returns its report. Raises MlicError if it fails."""
     command = [sys.executable, "-m", "mlic_fast", "decode", str(coded), "-o", str(decoded), "--json"]
-    for name in ("model", "device", "threads"):
+    for name in ("model", "device", "threads", "max_side", "max_pixels"):
         value = getattr(options, name)
         if value is not None:
-            command += [f"--{name}", str(value)]
+            command += [f"--{name.replace('_', '-')}", str(value)]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     if finished.returncode:
         message = f"decoding in a new process failed: {finished.stderr.strip()}"

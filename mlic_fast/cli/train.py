@@ -118,6 +118,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     common.add_device_arguments(parser)
     common.add_json_argument(parser)
+    common.add_limit_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -128,15 +129,17 @@ def run(options: argparse.Namespace) -> None:
 
     common.set_threads(options)
     settings, initial = _settings(options)
-    outcome = train(
-        options.data,
-        options.output,
-        settings,
-        device=options.device,
-        validation=options.validation,
-        resume=options.resume,
-        initial=initial,
-    )
+    with common.limits(options) as limits:
+        outcome = train(
+            options.data,
+            options.output,
+            settings,
+            device=options.device,
+            validation=options.validation,
+            resume=options.resume,
+            initial=initial,
+            limits=limits,
+        )
     best = common.finite(outcome.best)
     facts = {
         "output": options.output,
@@ -174,8 +177,14 @@ def _settings(options: argparse.Namespace) -> tuple[dict[str, Any], MLICPlusPlus
     initial = None
     if options.start_from is not None:
         from mlic_fast import load
+        from mlic_fast.registry import resolve
+        from mlic_fast.train.loop import check_data, try_run
 
-        initial = load(options.start_from)
+        path = resolve(options.start_from)
+        # what would go wrong at the end goes wrong before weights are read
+        check_data(options.data, options.validation)
+        try_run(options.output)
+        initial = load(path)
         settings.setdefault("model", initial.config)
     if options.variant is not None:
         model = model_config(settings.get("model", Recipe().model), options.config or "the recipe")

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mlic_fast.limits import Limits
 from mlic_fast.train.distributed import Processes
 from mlic_fast.train.patches import CACHE_BYTES, Patches
 from mlic_fast.train.recipe import Recipe
@@ -26,8 +27,9 @@ _MOST_THREADS = 8
 class Feed:
     """This process's batches, in order. What is in them depends on the seed and the step only."""
 
-    def __init__(self, folder: Path, recipe: Recipe, group: Processes, steps_per_epoch: int) -> None:
+    def __init__(self, folder: Path, recipe: Recipe, group: Processes, steps_per_epoch: int, limits: Limits) -> None:
         self._folder, self._recipe, self._group, self._steps_per_epoch = folder, recipe, group, steps_per_epoch
+        self._limits = limits
         self._patches: Patches | None = None
         self._side = 0
 
@@ -58,7 +60,9 @@ class Feed:
             count = self._steps_per_epoch * self._recipe.batch
             # the processes of a machine share its memory
             cache = CACHE_BYTES // self._group.world
-            self._patches = Patches(self._folder, side, count=count, seed=self._recipe.seed, cache_bytes=cache)
+            self._patches = Patches(
+                self._folder, side, count=count, seed=self._recipe.seed, cache_bytes=cache, limits=self._limits
+            )
             self._side = side
         self._patches.set_epoch(step // self._steps_per_epoch)
 

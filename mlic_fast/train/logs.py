@@ -8,6 +8,7 @@ import io
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -115,18 +116,25 @@ class Line:
         """Show how far the training is."""
         self._next = time.monotonic() + (_REDRAW_SECONDS if self._redraws else _LINE_SECONDS)
         if self._redraws:
-            print("\r" + text.ljust(self._width), end="", file=sys.stderr, flush=True)
+            _write("\r" + text.ljust(self._width))
             self._width = len(text)
         else:
-            print(text, file=sys.stderr, flush=True)
+            _write(text + "\n")
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
         if self._speaks:
             if self._width:
-                print("\r" + " " * self._width + "\r", end="", file=sys.stderr)
+                _write("\r" + " " * self._width + "\r")
                 self._width = 0
-            print(text, file=sys.stderr, flush=True)
+            _write(text + "\n")
+
+
+def _write(text: str) -> None:
+    """Messages get lost where standard error is full or closed; the training goes on."""
+    with suppress(OSError, ValueError):
+        sys.stderr.write(text)
+        sys.stderr.flush()
 
 
 def duration(seconds: float) -> str:

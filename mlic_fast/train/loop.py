@@ -21,8 +21,9 @@ import torch
 
 from mlic_fast.compute.device import memory_errors
 from mlic_fast.errors import NoPicturesError, RecipeError, TrainingError
+from mlic_fast.limits import Limits
 from mlic_fast.model import MLICPlusPlus
-from mlic_fast.output import write_whole
+from mlic_fast.output import try_file, try_folder, write_whole
 from mlic_fast.pictures.folder import find_pictures
 from mlic_fast.train import logs, state
 from mlic_fast.train.distributed import processes
@@ -65,6 +66,7 @@ def train(
     validation: str | os.PathLike[str] | None = None,
     resume: bool = False,
     initial: MLICPlusPlus | None = None,
+    limits: Limits | None = None,
 ) -> Outcome:
     """Train a model, alone or as one of the processes that torchrun started.
 
@@ -74,12 +76,14 @@ def train(
         in `recipe.Recipe`. device: None: CUDA if there is any.
     validation: folder of pictures to validate on; None: some of `data`.
     resume: go on from `last.pth.tar` in `output`. initial: a model to begin with, which is trained itself.
+    limits: what a picture may measure, others are left out with a warning; None: Pillow's pixel limit.
 
     SIGINT and SIGTERM end the training after the step that is going on, with its state saved; a second one ends it at
     once, unless there are several processes, to which torchrun passes signals on.
     Raises RecipeError, NoPicturesError, CheckpointError, DeviceError, OSError; TrainingError if losses stay not finite.
     """
     data, output = Path(data), Path(output)
+    pictures = check_data(data, validation)
     checkpoint = state.read(output / state.LAST) if resume else None
     used = state.recipe_of(checkpoint) if checkpoint else Recipe()
     recipe = recipe_from(settings or {}, used)
@@ -95,26 +99,49 @@ def train(
         trainee = Trainee(initial or _new_model(recipe), recipe, group)
         progress = state.restore(checkpoint, trainee) if checkpoint else Progress()
         del checkpoint  # as large as model and optimisers together
-        run = _Run(data, output, trainee, progress, None if validation is None else Path(validation))
-        return run.go()
+        folder = None if validation is None else Path(validation)
+        return _Run(data, pictures, output, trainee, progress, folder, Limits.of(limits)).go()
+
+
+def check_data(data: str | os.PathLike[str], validation: str | os.PathLike[str] | None) -> int:
+    """How many pictures there are to train on. Raises NoPicturesError for a folder without any, OSError."""
+    if validation is not None and not find_pictures(validation):
+        raise NoPicturesError(f"{validation} holds no pictures: name a folder with pictures to validate on")
+    count = len(find_pictures(data))
+    if not count:
+        raise NoPicturesError(f"{data} holds no pictures: name a folder with pictures to train on")
+    return count
+
+
+def try_run(folder: str | os.PathLike[str]) -> None:
+    """Make a run's folder if it is missing. Raises OSError if one of its files could not be written at the end."""
+    try_folder(folder)
+    for name in (RECIPE, _LOCK, state.LAST, state.BEST, logs.STEPS, logs.VALIDATIONS):
+        try_file(Path(folder, name))
 
 
 class _Run:
-    def __init__(self, data: Path, output: Path, trainee: Trainee, progress: Progress, validation: Path | None) -> None:
+    def __init__(
+        self,
+        data: Path,
+        pictures: int,
+        output: Path,
+        trainee: Trainee,
+        progress: Progress,
+        validation: Path | None,
+        limits: Limits,
+    ) -> None:
         self.trainee, self.progress, self.recipe, self.group = trainee, progress, trainee.recipe, trainee.group
         self.output = output
         recipe = self.recipe
-        pictures = len(find_pictures(data))
-        if not pictures:
-            raise NoPicturesError(f"{data} holds no pictures: name a folder with pictures to train on")
         patches = recipe.epoch_patches or max(pictures, _LEAST_BATCHES * recipe.batch)
         self.epoch_steps = max(1, patches // recipe.batch)
         self.steps = recipe.epochs * self.epoch_steps if recipe.epochs else recipe.steps
         self.warmup = recipe.warmup_steps
         if self.warmup < 0:
             self.warmup = min(self.epoch_steps, _TIMED_WARMUP if recipe.time_limit else self.steps // 10)
-        self.feed = Feed(data, recipe, self.group, self.epoch_steps)
-        self.validator = Validator(recipe, data, validation, self.group) if recipe.validation_images else None
+        self.feed = Feed(data, recipe, self.group, self.epoch_steps, limits)
+        self.validator = Validator(recipe, data, validation, self.group, limits) if recipe.validation_images else None
         self.logs = logs.Logs(output, progress.step, recipe.rates is not None) if self.group.first else None
         self.line = logs.Line(self.group.first)
         self.saved_at = time.monotonic()
@@ -290,7 +317,7 @@ def _new_model(recipe: Recipe) -> MLICPlusPlus:
 @contextmanager
 def _taken(folder: Path, resume: bool) -> Iterator[None]:
     """Have the run's folder for this process alone. Raises RecipeError if another has it, or there is a run in it."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try_run(folder)
     if not resume and any((folder / name).exists() for name in (state.LAST, state.BEST)):
         raise RecipeError(f"{folder} holds a training already: --resume goes on with it; else name another folder")
     with (folder / _LOCK).open("w") as file:

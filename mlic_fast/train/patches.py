@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mlic_fast.errors import ConfigError, ImageError, LimitError, NoPicturesError
+from mlic_fast.limits import Limits
 from mlic_fast.pictures.folder import look_through
 from mlic_fast.pictures.image import open_image, read_head
 
@@ -50,6 +51,7 @@ class Patches(Dataset[Tensor]):
     cache_bytes: as many pictures as fit into this are decoded at once and kept, the first ones in the order of their
         names; others are decoded each time. Forked workers share what is kept, and so do spawned ones, through shared
         memory.
+    limits: what a picture may measure; None: Pillow's pixel limit.
 
     Pictures smaller than the patch are left out, with a warning (`too_small`), and so are those that cannot be read
     (`broken`: path → reason). One that turns out to be damaged only when it is decoded is named then, and another
@@ -68,6 +70,7 @@ class Patches(Dataset[Tensor]):
         seed: int,
         cache_bytes: int = CACHE_BYTES,
         weighting: Weighting = "area",
+        limits: Limits | None = None,
     ) -> None:
         if size < 1 or count < 1 or cache_bytes < 0:
             raise ConfigError(f"patches of {size} pixels, {count} of them, {cache_bytes} bytes of memory: not possible")
@@ -76,6 +79,7 @@ class Patches(Dataset[Tensor]):
         self.size = size
         self.count = count
         self.seed = seed
+        self._limits = Limits.of(limits)
         self.too_small: list[Path] = []
         self.broken: dict[Path, str] = {}
         # shared, so that workers which persist from epoch to epoch see it change
@@ -167,7 +171,7 @@ class Patches(Dataset[Tensor]):
     def _read(self, path: Path) -> Tensor | Exception:
         """uint8 [H, W, 3], or [H, W, 1] of a grey picture; or why there is none."""
         try:
-            pixels = open_image(path, reduce_depth=True).pixels
+            pixels = open_image(path, self._limits, reduce_depth=True).pixels
         except (ImageError, LimitError, OSError) as error:
             return error
         if min(pixels.shape[:2]) < self.size:

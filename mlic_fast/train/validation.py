@@ -17,6 +17,7 @@ from mlic_fast.codec import decode, encode
 from mlic_fast.compute.nonfinite import check_finite
 from mlic_fast.errors import MlicError
 from mlic_fast.evaluate.metrics import bits_per_pixel, measure
+from mlic_fast.limits import Limits
 from mlic_fast.pictures.folder import find_pictures
 from mlic_fast.pictures.image import crop, open_image, pad_to_64, to_pixels, to_tensor
 from mlic_fast.train.distributed import Processes
@@ -56,11 +57,12 @@ class Validator:
     """Codes the same few pictures each time.
 
     folder: of pictures to validate on, coded whole; None: pictures of the training data, of which the middle is taken.
+    limits: what a picture may measure.
     Raises NoPicturesError.
     """
 
-    def __init__(self, recipe: Recipe, data: Path, folder: Path | None, group: Processes) -> None:
-        self._recipe, self._group = recipe, group
+    def __init__(self, recipe: Recipe, data: Path, folder: Path | None, group: Processes, limits: Limits) -> None:
+        self._recipe, self._group, self._limits = recipe, group, limits
         found = find_pictures(data if folder is None else folder)
         count = min(recipe.validation_images, len(found))
         chosen = [found[index * len(found) // count] for index in range(count)]
@@ -112,15 +114,15 @@ class Validator:
 
     def _one(self, trainee: Trainee, path: Path, lmbda: float | None) -> npt.NDArray[np.float64]:
         """Loss, bpp, PSNR, MS-SSIM or 0, whether it is defined, 1, 0."""
-        picture = open_image(path, reduce_depth=True).pixels
+        picture = open_image(path, self._limits, reduce_depth=True).pixels
         pixels = np.repeat(picture[..., None], 3, axis=2) if picture.ndim == 2 else picture
         if self._side:
             top, left = (max(0, (size - self._side) // 2) for size in pixels.shape[:2])
             pixels = np.ascontiguousarray(pixels[top : top + self._side, left : left + self._side])
         if lmbda is None:
             lmbda = self._recipe.single_lambda
-            data = encode(pixels, trainee.model)
-            decoded = np.asarray(decode(data, trainee.model).convert("RGB"))
+            data = encode(pixels, trainee.model, limits=self._limits)
+            decoded = np.asarray(decode(data, trainee.model, limits=self._limits).convert("RGB"))
             bpp = bits_per_pixel(len(data), *pixels.shape[:2])
         else:
             decoded, bpp = self._estimated(trainee, pixels, lmbda)
@@ -144,7 +146,7 @@ class Validator:
         assert rates is not None
         height, width = pixels.shape[:2]
         device = self._group.device
-        x = to_tensor(open_image(pixels)).to(device)
+        x = to_tensor(open_image(pixels, self._limits)).to(device)
         step = torch.tensor([rates.step(lmbda)], device=device)
         out = trainee.model(pad_to_64(x, "fade").contiguous(memory_format=trainee.layout), step=step)
         bits = sum(-likelihoods.double().log2().sum() for likelihoods in out["likelihoods"].values())
