@@ -82,6 +82,28 @@ def jpeg_2000_profile(read: Read) -> bytes | None:
     return None
 
 
+# Identifiers of boxes in JP2 files: that of XMP, and that of EXIF data as ExifTool and others write them.
+_JPEG_2000_UUIDS = {
+    bytes.fromhex("be7acfcb97a942e89c71999491e3afac"): "xmp",
+    b"JpgTiffExif->JP2": "exif",
+}
+
+
+def jpeg_2000_metadata(read: Read) -> dict[str, bytes]:
+    """EXIF data ("exif") and XMP ("xmp") in a JP2 file."""
+    found: dict[str, bytes] = {}
+    for content in _within(read, (b"uuid",)):
+        name = _JPEG_2000_UUIDS.get(content[:16])
+        if name is not None:
+            found.setdefault(name, content[16:])
+    return found
+
+
+def jpeg_2000_pictures(read: Read) -> int:
+    """How many codestreams a JPEG 2000 file holds."""
+    return sum(kind == b"jp2c" for kind, _, _ in boxes(read, 0, 2**63)) if read(0, 2) != b"\xff\x4f" else 1
+
+
 def jpeg_2000_bits(read: Read) -> int:
     """Bits a sample of a JPEG 2000 file or codestream: those of the deepest component."""
     start = 0

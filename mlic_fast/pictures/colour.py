@@ -53,6 +53,8 @@ def before_decoding(image: Image.Image, read: Read | None) -> Meaning:
         return _coded(*numbers, grey=image.mode in _GREY) if numbers else Meaning()
     if kind == "JPEG2000":
         return Meaning(boxes.jpeg_2000_profile(read))
+    if kind == "QOI" and read(13, 1) == b"\1":
+        return _calibrated(icc.SRGB, 1.0, grey=False, name="QOI")
     if kind == "BMP":
         profile = boxes.bmp_profile(read)
         calibrated = boxes.bmp_calibration(read)

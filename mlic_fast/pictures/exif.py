@@ -23,15 +23,16 @@ _POINTERS = (_EXIF_IFD, _GPS_IFD, _INTEROPERABILITY_IFD)
 _THUMBNAIL_PLACES = ((0x0201, 0x0202), (0x0111, 0x0117))  # offset and length of a JPEG, of strips
 
 # Tags that say how a TIFF file stores its pixels. With another file's pixels they would be wrong.
-_STORAGE = frozenset(
+STORAGE = frozenset(
     {254, 255, 256, 257, 258, 259, 262, 263, 264, 265, 266, 273, 277, 278, 279, 280, 281, 284, 288, 289, 290, 291, 292}
     | {293, 297, 301, 317, 320, 321, 322, 323, 324, 325, 330, 332, 334, 336, 338, 339, 340, 341, 342, 347, 700}
     | {*range(512, 522), 529, 530, 531, 532, 33723, 34377, 34675}
 )
-_UNWANTED = _STORAGE | {ORIENTATION}
+_UNWANTED = STORAGE | {ORIENTATION}
 
 # Bytes of one value of each type of TIFF.
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+_NUMBERS = {3: "H", 4: "I", 8: "h", 9: "i", 11: "f", 12: "d"}
 _INTEGERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 
 _MAX_ENTRIES = 4096
@@ -118,8 +119,14 @@ class Tiff:
         return next((entry for entry in self.directory(offset)[0] if entry.tag == last), None)
 
     def fractions(self, entry: Entry | None) -> list[float]:
-        """The values of an entry of fractions; those with a denominator of 0 end the list."""
-        if entry is None or entry.type not in (5, 10):
+        """The values of an entry of numbers, as floats; a fraction with a denominator of 0 ends the list."""
+        if entry is None:
+            return []
+        if entry.type in _NUMBERS:
+            kind = f"{self.order}{_NUMBERS[entry.type]}"
+            whole = len(entry.value) // struct.calcsize(kind) * struct.calcsize(kind)
+            return [float(value) for (value,) in struct.iter_unpack(kind, entry.value[:whole])]
+        if entry.type not in (5, 10):
             return []
         found = []
         kind = "II" if entry.type == 5 else "ii"

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import struct
+from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from PIL import ExifTags, Image
@@ -18,14 +19,16 @@ from PIL import ExifTags, Image
 from mlic_fast.bitstream.container import ChunkKind, Metadata, Mlic
 from mlic_fast.errors import LimitError
 from mlic_fast.limits import Limits
-from mlic_fast.pictures import colour, exif, resolution, xmp
+from mlic_fast.pictures import colour, exif, resolution, unread, xmp
 from mlic_fast.pictures.exif import Read
 from mlic_fast.pictures.picture import Picture
 from mlic_fast.pictures.thumbnail import make_thumbnail, thumbnail_head
 
-_IPTC_TAGS = (33723, 34377)  # in TIFF files, the second with Photoshop's own data around it
 _TEXTS_ELSEWHERE = {"comment", "XML:com.adobe.xmp", "Raw profile type exif"}
 _NAMED = 5  # of the texts that are left out
+_MAKER_NOTE = 0x927C
+_MOVED = ("maker notes are at another place: what they point to may not be found",)
+_ELSEWHERE = {"JPEG2000", "PSD"}  # whose EXIF data Pillow does not read
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class Before:
     """
 
     exif: bytes | None = None
+    xmp: bytes | None = None
+    resolution: resolution.Resolution | None = None
     orientation: int | None = None
     orientation_in_tag: bool = False
     colours: colour.Meaning = field(default_factory=colour.Meaning)
@@ -48,22 +53,21 @@ def before_decoding(image: Image.Image, read: Read | None) -> Before:
     colours = colour.before_decoding(image, read)
     if read is None:
         return Before(colours=colours)
+    beside = unread.look(image, read)
+    found = Before(beside.exif, beside.xmp, beside.resolution, colours=colours, notes=beside.notes)
     if image.format == "AVIF":
-        return Before(exif=_exif_of_avif(image), colours=colours)
+        return replace(found, exif=_exif_of_avif(image))
     tags: Any = getattr(image, "tag_v2", None)
     if image.format != "TIFF" or tags is None:
-        return Before(colours=colours)
-    notes: tuple[str, ...] = ()
-    if any(tag in tags for tag in _IPTC_TAGS):
-        notes = ("IPTC and Photoshop data left out",)
+        return found
     try:
         data = exif.of_tiff_file(read, getattr(tags, "_offset", None))
     except Exception as error:
         data = None
-        notes += (f"EXIF data left out: damaged ({error})",)
+        found = replace(found, notes=(*found.notes, f"EXIF data left out: damaged ({error})"))
     own = tags.get(exif.ORIENTATION)
     turned = own if own is not None else xmp.orientation(_packet(image) or b"")
-    return Before(data, turned, own is not None, colours, notes)
+    return replace(found, exif=data, orientation=turned, orientation_in_tag=own is not None)
 
 
 def orientation_of(image: Image.Image, before: Before) -> int:
@@ -71,12 +75,20 @@ def orientation_of(image: Image.Image, before: Before) -> int:
     if before.orientation_in_tag:  # Pillow did
         return 1
     try:
-        value = image.getexif().get(exif.ORIENTATION)
+        value = _orientation_in(before.exif) if image.format in _ELSEWHERE else image.getexif().get(exif.ORIENTATION)
     except Exception:  # viewers show a picture with damaged EXIF data as it is stored; so do we
         value = None
     if value is None:
-        value = xmp.orientation(_packet(image) or b"")
+        value = xmp.orientation(_packet(image) or before.xmp or b"")
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _orientation_in(data: bytes | None) -> int | None:
+    if data is None:
+        return None
+    tiff = exif.tiff_of(data)
+    entry = tiff.find(exif.ORIENTATION)
+    return None if entry is None else tiff.number(entry)
 
 
 def from_pillow(image: Image.Image, before: Before | None = None) -> dict[str, Any]:
@@ -88,7 +100,7 @@ def from_pillow(image: Image.Image, before: Before | None = None) -> dict[str, A
     before = before or Before()
     info = image.info
     raw, exif_note = _exif_of(image, before)
-    packet = _packet(image)
+    packet = _packet(image) or before.xmp
     readable = packet is not None and _is_utf_8(packet)
     comment = info.get("comment", info.get("Comment"))
     colours = colour.of_image(image, before.colours, raw)
@@ -100,7 +112,7 @@ def from_pillow(image: Image.Image, before: Before | None = None) -> dict[str, A
             notes.append("comment is not UTF-8: its other bytes are replaced")
         comment = comment.decode(errors="replace")
     if info.get("photoshop"):
-        notes.append("IPTC and Photoshop data left out")
+        notes.append(unread.IPTC)
     texts = sorted(_texts_of(image))
     if texts:
         names = ", ".join(_printable(name) for name in texts[:_NAMED])
@@ -110,7 +122,7 @@ def from_pillow(image: Image.Image, before: Before | None = None) -> dict[str, A
         "exif": _stripped(raw),
         "xmp": xmp.without_orientation(packet) if packet is not None and readable else None,
         "comment": str(comment) if comment else None,
-        "resolution": resolution.of_image(image, raw),
+        "resolution": before.resolution or resolution.of_image(image, raw),
         "notes": tuple(notes),
     }
 
@@ -181,11 +193,13 @@ def _exif_of(image: Image.Image, before: Before) -> tuple[bytes | None, tuple[st
     """EXIF data as the file has them, and a note if they are damaged."""
     info = image.info
     raw = before.exif or info.get("exif")
+    notes: tuple[str, ...] = _MOVED if before.exif is not None and image.format == "TIFF" and _has_notes(raw) else ()
     try:
         if not isinstance(raw, bytes) and isinstance(info.get("Raw profile type exif"), str):
             raw = bytes.fromhex("".join(info["Raw profile type exif"].split("\n")[3:]))
         if not isinstance(raw, bytes):
-            found = image.getexif()  # of an image that was made, not opened
+            found = image.getexif()  # of an image that was made, or of a TIFF file that is closed
+            notes = _texts_kept(found)
             raw = found.tobytes() if len(found) else b""
     except Exception:  # what Pillow raises on damaged data is nearly anything
         return None, ()
@@ -195,7 +209,25 @@ def _exif_of(image: Image.Image, before: Before) -> tuple[bytes | None, tuple[st
         exif.stripped(raw)
     except ValueError as error:
         return None, (f"EXIF data left out: damaged ({error})",)
-    return raw, ()
+    return raw, notes
+
+
+def _texts_kept(found: Image.Exif) -> tuple[str, ...]:
+    """Make texts that are not ASCII the bytes that they were, where Pillow would write question marks."""
+    inner = {tag: found.get_ifd(tag) for tag in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo) if tag in found}
+    directories: tuple[MutableMapping[int, Any], ...] = (found, *inner.values())
+    for directory in directories:
+        for tag, value in list(directory.items()):
+            if isinstance(value, str) and not value.isascii():
+                directory[tag] = value.encode("latin-1", "replace")  # as Pillow decoded them
+    return _MOVED if _MAKER_NOTE in inner.get(ExifTags.IFD.Exif, {}) else ()
+
+
+def _has_notes(data: Any) -> bool:
+    try:
+        return exif.tiff_of(data).find(ExifTags.IFD.Exif, _MAKER_NOTE) is not None
+    except (ValueError, struct.error):
+        return False
 
 
 def _stripped(raw: bytes | None) -> bytes | None:

@@ -96,6 +96,8 @@ def _of_exif(data: bytes | None) -> Resolution | None:
         return None
     if unit_code == 3:
         return _made(x[0] * _CENTIMETRES, y[0] * _CENTIMETRES)
+    if unit_code == 1:
+        return _made(x[0], y[0], absolute=False) if x[0] != y[0] else None
     return _made(x[0], y[0]) if unit_code == 2 else None
 
 
