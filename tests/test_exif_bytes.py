@@ -16,6 +16,7 @@ from PIL import Image
 
 from mlic_fast.pictures import exif, xmp
 from mlic_fast.pictures.image import open_image, read_picture
+from mlic_fast.pictures.save import save_picture
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
 COPYRIGHT = "© Jörg 2024\0".encode()
@@ -170,6 +171,56 @@ def test_a_tiff_picture_keeps_its_copyright() -> None:
     assert entry.value == COPYRIGHT
     assert picture.pixels.shape[:2] == (8, 6)
     assert found(picture.exif, 0x0112) is None
+
+
+@pytest.mark.parametrize("order", ["<", ">"], ids=["little-endian", "big-endian"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA"])
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+def test_tiff_files_are_written_with_the_bytes(order: str, mode: str, compression: str | None) -> None:
+    raw = camera(order, None)
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (30, 41, 4), dtype=np.uint8)).convert(mode)
+    image.info = {"exif": b"Exif\0\0" + raw, "xmp": b"<x/>", "icc_profile": b"a profile", "dpi": (300.0, 150.0)}
+    buffer = io.BytesIO()
+    options = {} if compression is None else {"compression": compression}
+    assert save_picture(image, buffer, "TIFF", **options) == ()
+    data = buffer.getvalue()
+    assert data.index(NOTE) == raw.index(NOTE)  # what maker notes point to is where it was
+    for path in ((0x010F,), (0x8298,), (0x8769, 0x9000), (0x8769, 0x927C), (0x8769, 0x9286), (0x8769, 0xA432)):
+        assert exif.Tiff(lambda offset, count: data[offset : offset + count]).find(*path) == found(raw, *path)
+    with Image.open(io.BytesIO(data)) as again:
+        assert again.mode == mode
+        assert np.array_equal(np.asarray(again), np.asarray(image))
+    picture = read_picture(data)
+    assert (picture.xmp, picture.icc_profile) == (b"<x/>", b"a profile")
+    assert picture.resolution is not None
+    assert (picture.resolution.x, picture.resolution.y) == (300, 150)
+    check_kept(picture.exif)
+    assert picture.notes == ("maker notes are at another place: what they point to may not be found",)
+
+
+@pytest.mark.parametrize("raw", [b"II+\0\x08\0\0\0" + bytes(40), b"rubbish", b"MM\0*\xff\xff\xff\xff"], ids=repr)
+def test_damaged_data_are_not_written_to_tiff_files(raw: bytes) -> None:
+    image = Image.fromarray(PIXELS)
+    image.info["exif"] = b"Exif\0\0" + raw
+    buffer = io.BytesIO()
+    assert save_picture(image, buffer, "TIFF") == ("exif",)
+    assert np.array_equal(np.asarray(Image.open(buffer)), PIXELS)
+
+
+@pytest.mark.parametrize("order", ["<", ">"], ids=["little-endian", "big-endian"])
+def test_a_loaded_tiff_image_keeps_texts_or_says_what_moved(order: str) -> None:
+    image = Image.fromarray(PIXELS)
+    image.info = {"exif": b"Exif\0\0" + camera(order, None)}
+    buffer = io.BytesIO()
+    save_picture(image, buffer, "TIFF")
+    with Image.open(buffer) as opened:
+        opened.load()
+        picture = read_picture(opened)
+    for path, value in (((0x010F,), b"a maker\0"), ((0x8298,), COPYRIGHT), ((0x8769, 0x927C), NOTE)):
+        entry = found(picture.exif, *path)
+        assert entry is not None
+        assert entry.value == value
+    assert picture.notes == ("maker notes are at another place: what they point to may not be found",)
 
 
 @pytest.mark.parametrize("raw", [b"rubbish", b"II*\0", b"II*\0\xff\xff\xff\xff", b"MM\0*\0\0\0\x08\xff\xff"], ids=repr)

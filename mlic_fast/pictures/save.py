@@ -6,17 +6,18 @@ Without loss where the format can; else with little (JPEG, AVIF); and formats th
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import MutableMapping
+import struct
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from mlic_fast.errors import ImageError
-from mlic_fast.pictures.exif import PREFIX
+from mlic_fast.pictures.tiff_exif import with_exif
 
 # Formats whose files hold alpha; several others of Pillow's drop it without a word.
 _WITH_ALPHA = {"AVIF", "JPEG2000", "PNG", "TGA", "TIFF", "WEBP"}
@@ -80,8 +81,13 @@ def save_picture(
     faithful = _FAITHFUL.get(kind, {})
     if kind == "WEBP" and "quality" in options:
         faithful = {"exact": True}
+    apart = fitting.pop("exif", None) if kind == "TIFF" and "exif" not in options else None
     try:
-        plain.save(target, kind, **{**faithful, **more, **_arguments(kind, fitting), **options})
+        given = {**faithful, **more, **_arguments(kind, fitting), **options}
+        if apart is None or not _save_tiff(plain, target, given, apart):
+            plain.save(target, kind, **given)
+        else:
+            fitting["exif"] = apart
     except MemoryError:
         raise
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged metadata
@@ -157,13 +163,9 @@ def _arguments(kind: str, info: dict[str, Any]) -> dict[str, Any]:
     elif kind in {"BMP", "DIB"}:
         given.setdefault("dpi", (0, 0))  # or Pillow makes 96 of it
     elif kind == "TIFF":
-        if {"exif", "xmp"} & given.keys():
+        if "xmp" in given:
             exif = Image.Exif()
-            exif.load(given.pop("exif", PREFIX))
-            for directory in (exif, exif.get_ifd(ExifTags.IFD.Exif)):
-                _keep_texts(directory)
-            if "xmp" in given:
-                exif[_XMP_TAG] = given.pop("xmp")
+            exif[_XMP_TAG] = given.pop("xmp")
             given["exif"] = exif
         if "aspect" in given:
             x, y = given.pop("aspect")
@@ -171,11 +173,21 @@ def _arguments(kind: str, info: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _keep_texts(directory: MutableMapping[int, Any]) -> None:
-    """Texts that are not ASCII as the bytes that they were: Pillow would write question marks."""
-    for tag, value in list(directory.items()):
-        if isinstance(value, str) and not value.isascii():
-            directory[tag] = value.encode("latin-1", "replace")  # as Pillow decoded them
+def _save_tiff(
+    image: Image.Image, target: str | os.PathLike[str] | BinaryIO, options: dict[str, Any], exif: bytes
+) -> bool:
+    """Save with these EXIF data as they are; False, and nothing is written, where a TIFF file cannot have them."""
+    buffer = io.BytesIO()
+    image.save(buffer, "TIFF", **options)
+    try:
+        content = with_exif(buffer.getvalue(), exif)
+    except (ValueError, struct.error):
+        return False
+    if isinstance(target, (str, os.PathLike)):
+        Path(target).write_bytes(content)
+    else:
+        target.write(content)
+    return True
 
 
 def _text(value: Any) -> str:
