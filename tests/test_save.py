@@ -69,13 +69,19 @@ def test_metadata_are_kept_where_the_format_has_a_place(
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
-@pytest.mark.parametrize("ending", [".png", ".tif", ".webp", ".tga", ".jp2", ".avif"])
+@pytest.mark.parametrize(
+    "ending", [".png", ".tif", ".webp", ".tga", ".jp2", ".avif", ".sgi", ".qoi", ".dds", ".im", ".ico"]
+)
 def test_alpha_is_kept(tmp_path: Path, ending: str, mode: str) -> None:
     options: dict[str, Any] = {".webp": {"lossless": True}, ".avif": {"quality": 100}}.get(ending, {})
     path = tmp_path / f"picture{ending}"
     save_picture(decoded(mode), path, **options)
-    alpha = open_image(path).alpha
-    assert alpha is not None
+    if ending == ".ico":  # which is not read
+        alpha = np.asarray(Image.open(path).convert("RGBA"))[..., 3]
+    else:
+        found = open_image(path).alpha
+        assert found is not None
+        alpha = found
     assert np.abs(alpha.astype(int) - PIXELS[..., 3]).max() <= (3 if ending == ".avif" else 0)
 
 

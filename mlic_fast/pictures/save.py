@@ -20,7 +20,9 @@ from mlic_fast.errors import ImageError
 from mlic_fast.pictures.tiff_exif import with_exif
 
 # Formats whose files hold alpha; several others of Pillow's drop it without a word.
-_WITH_ALPHA = {"AVIF", "JPEG2000", "PNG", "TGA", "TIFF", "WEBP"}
+_WITH_ALPHA = {"AVIF", "DDS", "ICNS", "ICO", "IM", "JPEG2000", "PNG", "QOI", "SGI", "TGA", "TIFF", "WEBP"}
+# Pillow's modes that a format has none of its own for, and those that hold the same.
+_AS = {("QOI", "L"): "RGB", ("QOI", "LA"): "RGBA", ("SGI", "LA"): "RGBA"}
 _WITH_PROFILE = {"AVIF", "JPEG", "PNG", "TIFF", "WEBP"}
 _WITH_EXIF = _WITH_PROFILE
 _WITH_XMP = _WITH_PROFILE
@@ -124,7 +126,8 @@ def _held(image: Image.Image, kind: str) -> tuple[Image.Image, dict[str, Any]]:
         raise ImageError("SPIDER files hold grey pictures, and this one is in colour: choose .png or .tif")
     if kind == "GIF" and image.mode == "RGB":
         return _with_palette(image), {}
-    return image.copy(), {}
+    mode = _AS.get((kind, image.mode))
+    return image.copy() if mode is None else image.convert(mode), {}
 
 
 def _with_palette(image: Image.Image) -> Image.Image:
