@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from precision_switches import SWITCHES, ObedientHardware, switched
 
 from mlic_fast import MLICPlusPlus, load
 from mlic_fast.compute import precision
@@ -28,75 +28,6 @@ Image = Callable[..., torch.Tensor]
 LOG_SCALE_TOLERANCE = 2e-5
 
 TABLES = ("_quantized_cdf", "_offset", "_cdf_length", "scale_table")
-
-
-# PyTorch's switches that may shorten float32 arithmetic on a CPU: statements that set them, by name.
-SWITCHES = {
-    "high": "set_float32_matmul_precision('high')",
-    "medium": "set_float32_matmul_precision('medium')",
-    "all": "backends.fp32_precision = 'bf16'",
-    "oneDNN": "backends.mkldnn.fp32_precision = 'bf16'",
-    "oneDNN products": "backends.mkldnn.matmul.fp32_precision = 'bf16'",
-    "oneDNN products in TF32": "backends.mkldnn.matmul.fp32_precision = 'tf32'",
-    "oneDNN convolutions": "backends.mkldnn.conv.fp32_precision = 'bf16'",
-    "oneDNN recurrent": "backends.mkldnn.rnn.fp32_precision = 'bf16'",
-}
-
-# Switches that every release has.
-OLD = ["high", "medium"]
-
-
-@contextmanager
-def switched(name: str) -> Iterator[None]:
-    """Within the block, one of PyTorch's switches is on."""
-    if name not in OLD and not hasattr(torch.backends.mkldnn, "conv"):
-        pytest.skip("this PyTorch has no such switch")
-    holders = [(torch.backends, "fp32_precision")] if hasattr(torch.backends, "fp32_precision") else []
-    holders += [
-        (getattr(torch.backends.mkldnn, operation), "fp32_precision")
-        for operation in ("matmul", "conv", "rnn")
-        if hasattr(torch.backends.mkldnn, operation)
-    ]
-    before = [(holder, attribute, getattr(holder, attribute)) for holder, attribute in holders]
-    precision_before = torch.get_float32_matmul_precision()
-    exec(f"torch.{SWITCHES[name]}", {"torch": torch})
-    try:
-        yield
-    finally:
-        for holder, attribute, value in before:
-            setattr(holder, attribute, value)
-        torch.set_float32_matmul_precision(precision_before)
-
-
-class ObedientHardware(TorchDispatchMode):
-    """Computes float32 products and convolutions in bfloat16, as processors with AMX do where a switch permits it.
-
-    They compute small convolutions as matrix products, so that any switch reaches any operation.
-    """
-
-    _OPERATORS = (
-        *(getattr(torch.ops.aten, name) for name in ("mm", "bmm", "addmm", "baddbmm", "addbmm", "mv", "addmv", "dot")),
-        *(getattr(torch.ops.aten, name) for name in ("convolution", "_convolution", "mkldnn_convolution")),
-        *(getattr(torch.ops.mkldnn, name) for name in ("_convolution_pointwise", "_convolution_pointwise_")),
-    )
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.shortened = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.overloadpacket in self._OPERATORS and args[0].dtype == torch.float32:
-            self.shortened += 1
-            # the map that is written to stays as it is, and packed weights cannot be rounded
-            start = 1 if func.overloadpacket is torch.ops.mkldnn._convolution_pointwise_ else 0
-            args = [*args[:start], *(self._shorten(argument) for argument in args[start:])]
-        return func(*args, **(kwargs or {}))
-
-    @staticmethod
-    def _shorten(argument: Any) -> Any:
-        if isinstance(argument, torch.Tensor) and argument.dtype == torch.float32 and not argument.is_mkldnn:
-            return argument.bfloat16().float()
-        return argument
 
 
 def largest_log_scale_difference(a: Any, b: Any) -> float:
