@@ -52,6 +52,8 @@ SAVED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "FSDP": (lambda w: _inner(prefixed(w, "_fsdp_wrapped_module."), "_fsdp_wrapped_module"), "all names"),
     "activation checkpoints": (lambda w: _inner(w, "_checkpoint_wrapped_module"), "all names"),
     "two keys deep": (lambda w: {"checkpoint": {"model": OrderedDict(w)}}, "all names under 'checkpoint.model'"),
+    "four keys deep": (lambda w: {"a": {"b": {"c": {"d": w}}}}, "all names under 'a.b.c.d'"),
+    "the same under two keys": (lambda w: {"state_dict": w, "model": w}, "all names under 'state_dict'"),
     "our own training": (
         lambda w: {"state_dict": w, "trained_weights": w, "mlic_fast": {"average_steps": 3}},
         "all names under 'state_dict'",
@@ -73,8 +75,14 @@ def test_the_one_that_fits_is_found(tmp_path: Path, save: Callable[[Any], Any], 
     assert torch.equal(model.state_dict()["entropy_bottleneck.quantiles"], expected["entropy_bottleneck.quantiles"])
 
 
+@pytest.mark.parametrize("what", [[], (), [{}], 5, "x", None, torch.zeros(1)], ids=repr)
+def test_what_is_no_dictionary_is_refused(what: Any) -> None:
+    with pytest.raises(CheckpointError, match="a state dict is a dictionary"):
+        MLICPlusPlus.from_state_dict(what)
+
+
 TWICE: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "two keys": lambda w: {"model": w, "ema": w},
+    "two keys": lambda w: {"model": w, "ema": dict(w)},
     "two prefixes": lambda w: {"state_dict": prefixed(w, "model.") | prefixed(w, "ema.")},
     "bare and under a key": lambda w: {**w, "ema": w},
     "twice in wrappers": lambda w: prefixed(w, "model.") | prefixed(w, "module.model."),

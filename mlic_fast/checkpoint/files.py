@@ -101,6 +101,11 @@ def checkpoint_from_state_dict(state_dict: Mapping[str, Any], *, name: str = "un
 
     Raises CheckpointError if they are no MLIC++ model's.
     """
+    if not isinstance(state_dict, Mapping):
+        raise CheckpointError(
+            f"a state dict is a dictionary of names and tensors, not {type(state_dict).__name__}: "
+            "give model.state_dict()"
+        )
     inside, taken = weights_in(state_dict)
     return _complete(inside, None, name, "a state dict", taken)
 

@@ -25,8 +25,8 @@ _WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoi
 # A name that every model's weights have once, in either layout: what stands before it stands before all of them.
 _SIGN = re.compile(r"(?:(.*?)\.)??(?:latent_codec\.z\.)?entropy_bottleneck\.quantiles")
 
-# How deep a state dict lies in what was saved: {"checkpoint": {"model": {…}}}.
-_DEEPEST = 2
+# How deep a state dict lies in what was saved: {"checkpoint": {"model": {…}}}, and deeper than anybody puts it.
+_DEEPEST = 4
 
 # CompressAI 1.2.0b3 wrote `_matrix0`; before that, parameter lists were `_matrices.0`.
 _BOTTLENECK = re.compile(r"entropy_bottleneck\._(?:(matri|bia|facto)(?:x|s|r)|(matri|bias|facto)(?:ces|es|rs)\.)(\d)")
@@ -59,7 +59,7 @@ def weights_in(saved: Mapping[Any, Any]) -> tuple[Any, str]:
     """
     if "mlic_fast" in saved:  # our own training's file, with the weights before averaging beside the others
         saved = {key: value for key, value in saved.items() if key != "trained_weights"}
-    found = list(_fitting(saved, "", 0))
+    found = list(_fitting(saved, "", 0, set()))
     if len(found) > 1:
         places = " and ".join(_place(key, prefix) for key, prefix, _ in found)
         raise CheckpointError(f"there are weights of several models in it, {places}: save one of them alone")
@@ -77,8 +77,13 @@ def weights_in(saved: Mapping[Any, Any]) -> tuple[Any, str]:
     return {name: value for name, value in state_dict.items() if name != "n_averaged"}, _place(key, prefix)
 
 
-def _fitting(saved: Mapping[Any, Any], key: str, depth: int) -> Iterator[tuple[str, str, Mapping[Any, Any]]]:
-    """(key, prefix, state dict) of each model's weights."""
+def _fitting(
+    saved: Mapping[Any, Any], key: str, depth: int, seen: set[int]
+) -> Iterator[tuple[str, str, Mapping[Any, Any]]]:
+    """(key, prefix, state dict) of each model's weights; one dictionary under several keys counts once."""
+    if id(saved) in seen:
+        return
+    seen.add(id(saved))
     prefixes = {
         match[1] or "" for name in saved if isinstance(name, str) and (match := _SIGN.fullmatch(_unwrapped(name)))
     }
@@ -87,7 +92,7 @@ def _fitting(saved: Mapping[Any, Any], key: str, depth: int) -> Iterator[tuple[s
     if depth < _DEEPEST:
         for name, value in saved.items():
             if isinstance(name, str) and isinstance(value, Mapping):
-                yield from _fitting(value, f"{key}.{name}" if key else name, depth + 1)
+                yield from _fitting(value, f"{key}.{name}" if key else name, depth + 1, seen)
 
 
 def _place(key: str, prefix: str) -> str:
