@@ -125,8 +125,34 @@ def test_older_and_other_projects_results(
 
 
 @pytest.mark.parametrize(
+    "content",
+    [
+        {"results": [{"bpp": 1, "PSNR": 34.5, "ms-ssim": 20}, {"bpp": 0.5, "PSNR": 30, "ms-ssim": 10, "more": 1}]},
+        [{"bpp": 0.5, "psnr": 30, "ms-ssim": 0.9}, {"bpp": 1, "psnr": 34.5, "ms-ssim": 0.99}],
+    ],
+    ids=["decibels", "bare"],
+)
+def test_a_dictionary_for_each_point(tmp_path: Path, content: Any) -> None:
+    path = tmp_path / "theirs.json"
+    path.write_text(json.dumps(content))
+    curve = read_curve(path)
+    assert curve.name == "theirs"
+    assert curve.points() == [(0.5, 30.0), (1.0, 34.5)]
+    assert sorted(curve.ms_ssim or ()) == [pytest.approx(0.9), pytest.approx(0.99)]
+
+
+def test_a_single_point(tmp_path: Path) -> None:
+    path = tmp_path / "one.json"
+    path.write_text(json.dumps({"name": "one", "results": {"bpp": 0.5, "psnr-rgb": 30}}))
+    assert read_curve(path) == Curve("one", (0.5,), (30.0,))
+
+
+@pytest.mark.parametrize(
     ("content", "words"),
     [
+        (b'{"results": [{"psnr": 3}]}', "no .bpp."),
+        (b'{"results": [{"bpp": 1, "psnr": 3}, {"bpp": 2}]}', "finite numbers"),
+        (b'{"results": [{"bpp": 1, "psnr": 3}, 5]}', "no .results."),
         (b"\xff\xfe", "no JSON"),
         (b"[" * 100_000, "no JSON"),
         (b"[]", "no .results."),

@@ -3,7 +3,7 @@
 
 The files are those of `compressai.utils.eval_model`: {"name", "description", "results": {"bpp": […], "psnr-rgb": […],
 "ms-ssim-rgb": […], …}}, which `compressai.utils.plot` reads. Older ones say "psnr" and "ms-ssim", whose values may be
-decibels, −10·log10(1 − MS-SSIM).
+decibels, −10·log10(1 − MS-SSIM). A dictionary for each point is taken too, and numbers in place of lists of one.
 """
 
 from __future__ import annotations
@@ -84,7 +84,9 @@ def read_curve(path: str | os.PathLike[str]) -> Curve:
 
 def curve_of(data: Any, name: str) -> Curve:
     """The curve in the contents of a file of results; name: what it is called if it does not say. Raises CurveError."""
-    results = data.get("results", data) if isinstance(data, Mapping) else None
+    results = data.get("results", data) if isinstance(data, Mapping) else data
+    if isinstance(results, list) and results and all(isinstance(point, Mapping) for point in results):
+        results = {key: [point.get(key) for point in results] for key in results[0]}  # a point each
     if not isinstance(results, Mapping):
         raise CurveError('there are no "results" in it')
     bpp = _numbers(results, ("bpp",))
@@ -107,7 +109,7 @@ def curve_of(data: Any, name: str) -> Curve:
         raise CurveError("bits per pixel are positive numbers")
     if ms_ssim is not None and min(ms_ssim) < -1:
         raise CurveError("MS-SSIM is from -1 to 1, or positive decibels")
-    told = data.get("name")
+    told = data.get("name") if isinstance(data, Mapping) else None
     return Curve(told if isinstance(told, str) and told else name, bpp, psnr, ms_ssim)
 
 
@@ -126,6 +128,7 @@ def _numbers(results: Mapping[str, Any], keys: Sequence[str]) -> tuple[float, ..
         values = by_name.get(_plain(key))
         if values is None:
             continue
+        values = [values] if _is_number(values) else values  # of a single point
         if not isinstance(values, list) or not all(_is_number(value) for value in values):
             raise CurveError(f'"{key}" is not a list of finite numbers')
         return tuple(float(value) for value in values)
