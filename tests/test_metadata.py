@@ -17,7 +17,7 @@ from PIL import ExifTags, Image, ImageCms
 from mlic_fast.bitstream.container import ChunkKind, Mlic
 from mlic_fast.errors import BitstreamError, ImageError, LimitError
 from mlic_fast.limits import Limits
-from mlic_fast.pictures import metadata
+from mlic_fast.pictures import description, metadata
 from mlic_fast.pictures.image import Picture, open_image
 from mlic_fast.pictures.thumbnail import make_thumbnail, open_thumbnail
 
@@ -159,9 +159,9 @@ def test_damaged_metadata_do_no_harm(data: bytes, start: bytes) -> None:
     image = Image.fromarray(PIXELS)
     image.info.update(exif=start + data, xmp=data, icc_profile=data, comment=data)
     file = file_of(open_image(image))
-    json.dumps([metadata.describe(chunk.kind, chunk.data) for chunk in file.metadata])
+    json.dumps([description.describe(chunk.kind, chunk.data) for chunk in file.metadata])
     for kind in ChunkKind:
-        json.dumps(metadata.describe(kind, start + data))
+        json.dumps(description.describe(kind, start + data))
 
 
 def test_chunks_and_back() -> None:
@@ -228,7 +228,7 @@ def test_thumbnails_of_no_size(side: Any) -> None:
 def test_thumbnails_that_are_none(data: bytes) -> None:
     with pytest.raises(BitstreamError, match="thumbnail"):
         open_thumbnail(data)
-    assert "problem" in metadata.describe(ChunkKind.THUMBNAIL, data) or data.startswith(b"\xff\xd8")
+    assert "problem" in description.describe(ChunkKind.THUMBNAIL, data) or data.startswith(b"\xff\xd8")
 
 
 def test_large_thumbnails_are_refused_before_they_are_decoded() -> None:
@@ -240,13 +240,13 @@ def test_large_thumbnails_are_refused_before_they_are_decoded() -> None:
 
 def test_descriptions() -> None:
     raw = exif(Software="\x1b[2Jevil\n" + "x" * 300).tobytes().removeprefix(b"Exif\0\0")
-    said = metadata.describe(ChunkKind.EXIF, raw)
+    said = description.describe(ChunkKind.EXIF, raw)
     assert (said["Make"], said["ISOSpeedRatings"], said["GPS"]) == ("a maker", "400", "yes")
     assert said["Software"].isprintable()
     assert len(said["Software"]) == 200
-    assert metadata.describe(ChunkKind.ICC_PROFILE, PROFILE) == {"description": "sRGB built-in"}
-    assert metadata.describe(ChunkKind.COMMENT, "Grüß".encode()) == {"text": "Grüß"}
-    thumbnail = metadata.describe(ChunkKind.THUMBNAIL, make_thumbnail(FULL, 30))
+    assert description.describe(ChunkKind.ICC_PROFILE, PROFILE) == {"description": "sRGB built-in"}
+    assert description.describe(ChunkKind.COMMENT, "Grüß".encode()) == {"text": "Grüß"}
+    thumbnail = description.describe(ChunkKind.THUMBNAIL, make_thumbnail(FULL, 30))
     assert thumbnail == {"format": "JPEG", "width": 30, "height": 20}
-    assert metadata.describe(0xFE, b"anything") == metadata.describe(ChunkKind.XMP, XMP) == {}
-    assert "problem" in metadata.describe(ChunkKind.ICC_PROFILE, b"no profile")
+    assert description.describe(0xFE, b"anything") == description.describe(ChunkKind.XMP, XMP) == {}
+    assert "problem" in description.describe(ChunkKind.ICC_PROFILE, b"no profile")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`mlic-fast info`: what a compressed file holds, told without decoding it (and without torch)."""
+"""`mlic-fast info`: what a compressed file holds, told without decoding it (and without torch and NumPy)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from typing import Any
 from mlic_fast.bitstream import container, official, sniff
 from mlic_fast.cli import common
 from mlic_fast.entropy import guard
-from mlic_fast.pictures import metadata
+from mlic_fast.pictures import description
 
 DESCRIPTION = "Say what an .mlic file, or one in the layout of the official test script, holds. Decodes nothing."
 
-EPILOG = """examples:
+EPILOG = """What of its source a file could not keep (further pictures, deeper samples, inks) is not in the file:
+`mlic-fast encode` says so in a warning and in the "notes" of its --json, and --strict refuses it.
+
+examples:
   mlic-fast info photo.mlic
   mlic-fast info photo.mlic --json | python -m json.tool
   mlic-fast info - < photo.mlic
@@ -40,7 +43,7 @@ def _describe(data: bytes) -> dict[str, Any]:
     if mlic.guard is not None:
         facts["guard"].update(guard.describe(mlic.guard))
     for about, chunk in zip(facts["metadata"], mlic.metadata, strict=True):
-        about.update(metadata.describe(chunk.kind, chunk.data))
+        about.update(description.describe(chunk.kind, chunk.data))
     return facts
 
 

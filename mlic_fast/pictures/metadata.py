@@ -8,9 +8,8 @@ Between three forms: `Image.info` as Pillow's plugins fill it, the fields of a
 from __future__ import annotations
 
 import contextlib
-import io
 import struct
-from collections.abc import Callable, MutableMapping
+from collections.abc import MutableMapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,9 +19,10 @@ from mlic_fast.bitstream.container import ChunkKind, Metadata, Mlic
 from mlic_fast.errors import LimitError
 from mlic_fast.limits import Limits
 from mlic_fast.pictures import colour, exif, resolution, unread, xmp
+from mlic_fast.pictures.description import printable
 from mlic_fast.pictures.exif import Read
 from mlic_fast.pictures.picture import Picture
-from mlic_fast.pictures.thumbnail import make_thumbnail, thumbnail_head
+from mlic_fast.pictures.thumbnail import make_thumbnail
 
 _TEXTS_ELSEWHERE = {"comment", "XML:com.adobe.xmp", "Raw profile type exif"}
 _NAMED = 5  # of the texts that are left out
@@ -115,7 +115,7 @@ def from_pillow(image: Image.Image, before: Before | None = None) -> dict[str, A
         notes.append(unread.IPTC)
     texts = sorted(_texts_of(image))
     if texts:
-        names = ", ".join(_printable(name) for name in texts[:_NAMED])
+        names = ", ".join(printable(name) for name in texts[:_NAMED])
         notes.append(f"texts left out: {names}{', …' if len(texts) > _NAMED else ''}")
     return {
         "icc_profile": colours.profile,
@@ -169,24 +169,6 @@ def info_of(mlic: Mlic) -> dict[str, Any]:
             size = resolution.unpack(packed)
             info["dpi" if size.absolute else "aspect"] = (size.x, size.y)
     return info
-
-
-def describe(kind: int, data: bytes) -> dict[str, Any]:
-    """Say what a metadata chunk holds, in words that JSON can hold and a terminal can show."""
-    readers: dict[int, Callable[[bytes], dict[str, Any]]] = {
-        int(ChunkKind.ICC_PROFILE): _describe_profile,
-        int(ChunkKind.EXIF): _describe_exif,
-        int(ChunkKind.COMMENT): lambda content: {"text": _printable(content.decode(errors="replace"))},
-        int(ChunkKind.THUMBNAIL): _describe_thumbnail,
-        int(ChunkKind.RESOLUTION): lambda content: {"text": str(resolution.unpack(content))},
-    }
-    about = readers.get(kind)
-    if about is None:
-        return {}
-    try:
-        return about(data)
-    except Exception as error:  # damaged metadata is no reason not to describe the rest
-        return {"problem": _printable(f"cannot be read: {type(error).__name__}: {error}")}
 
 
 def _exif_of(image: Image.Image, before: Before) -> tuple[bytes | None, tuple[str, ...]]:
@@ -263,31 +245,3 @@ def _texts_of(image: Image.Image) -> list[str]:
     if not isinstance(texts, dict):
         return []
     return [key for key in texts if key.lower() not in {k.lower() for k in _TEXTS_ELSEWHERE} and "date:" not in key]
-
-
-def _describe_profile(data: bytes) -> dict[str, Any]:
-    from PIL import ImageCms
-
-    profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
-    return {"description": _printable(ImageCms.getProfileDescription(profile))}
-
-
-def _describe_exif(data: bytes) -> dict[str, Any]:
-    loaded = Image.Exif()
-    loaded.load(data)
-    tags = {**loaded, **loaded.get_ifd(ExifTags.IFD.Exif)}
-    names: tuple[str, ...] = ("Make", "Model", "Software", "Artist", "Copyright", "DateTimeOriginal", "DateTime")
-    names += ("ExposureTime", "FNumber", "ISOSpeedRatings", "FocalLength", "LensModel")
-    found = {name: _printable(str(tags[tag])) for name in names if (tag := ExifTags.Base[name]) in tags}
-    return {"tags": len(tags), **found, "GPS": "yes" if loaded.get_ifd(ExifTags.IFD.GPSInfo) else "no"}
-
-
-def _describe_thumbnail(data: bytes) -> dict[str, Any]:
-    image = thumbnail_head(data)
-    return {"format": image.format, "width": image.width, "height": image.height}
-
-
-def _printable(text: str) -> str:
-    """One short line without what would garble a terminal."""
-    line = "".join(char if char.isprintable() else " " for char in text).strip()
-    return line if len(line) <= 200 else line[:199] + "…"

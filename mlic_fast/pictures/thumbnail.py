@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import io
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from mlic_fast.bitstream.container import MAX_THUMBNAIL_BYTES
 from mlic_fast.errors import BitstreamError, ImageError
-from mlic_fast.pictures.picture import Picture, to_pillow
+
+if TYPE_CHECKING:
+    from mlic_fast.pictures.picture import Picture
 
 MAX_THUMBNAIL_SIDE = 512
 
@@ -24,6 +27,8 @@ def make_thumbnail(picture: Picture, side: int) -> bytes:
     """
     if not isinstance(side, int) or isinstance(side, bool) or not 1 <= side <= MAX_THUMBNAIL_SIDE:
         raise ImageError(f"a thumbnail's longer side has 1 to {MAX_THUMBNAIL_SIDE} pixels, not {side!r}")
+    from mlic_fast.pictures.picture import to_pillow  # and NumPy with it
+
     image = to_pillow(picture.pixels, picture.alpha)
     while True:
         image.thumbnail((side, side), Image.Resampling.LANCZOS)

@@ -25,7 +25,7 @@ from mlic_fast.checkpoint.pickle_scan import ScanError, scan_pickle
 from mlic_fast.entropy import guard
 from mlic_fast.errors import BitstreamError, CheckpointError, GuardError, LimitError, MlicError
 from mlic_fast.limits import Limits
-from mlic_fast.pictures import metadata
+from mlic_fast.pictures import description, metadata
 from mlic_fast.pictures.image import open_image, unpack_alpha
 from mlic_fast.pictures.thumbnail import MAX_THUMBNAIL_SIDE, open_thumbnail
 
@@ -79,7 +79,7 @@ def fuzz_container(data: bytes) -> None:
         assert file.width * file.height <= 2**16
         metadata.info_of(file)
         for chunk in file.metadata:
-            metadata.describe(chunk.kind, chunk.data)
+            description.describe(chunk.kind, chunk.data)
         with contextlib.suppress(BitstreamError):
             alpha = unpack_alpha(file)
             assert alpha is None or alpha.shape == (file.height, file.width)
