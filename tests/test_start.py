@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 from importlib import resources
@@ -11,6 +13,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+
+from mlic_fast.cli.streams import WAITING
 
 ROOT = Path(__file__).parent.parent
 
@@ -60,5 +64,31 @@ def test_decode(files: tuple[str, str, set[str]], tmp_path: Path) -> None:
     assert not found(modules, _NEVER)
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active"), ({"GOMP_SPINCOUNT": "9"}, None)],
+    ids=["by itself", "settled", "settled otherwise"],
+)
+def test_threads_sleep_while_they_wait(given: dict[str, str], expected: str | None) -> None:
+    """As the runtime itself says when PyTorch loads it, unless the caller settled it."""
+    asked = {name: value for name, value in os.environ.items() if name not in WAITING}
+    run = subprocess.run(
+        [sys.executable, "-m", "mlic_fast", "doctor", "--json"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**asked, **given, "OMP_DISPLAY_ENV": "true"},
+        check=True,
+    )
+    if expected is not None and "OMP_WAIT_POLICY" in run.stderr:
+        assert re.search(rf"OMP_WAIT_POLICY ?= ?'{expected}'", run.stderr, re.IGNORECASE)
+    told = json.loads(run.stdout)["threads"]
+    assert told["waiting"] == ", ".join(f"{name}={value}" for name, value in (given or WITHOUT).items())
+    assert "OMP_WAIT_POLICY=passive" in told["in Python"]
+
+
+WITHOUT = {"OMP_WAIT_POLICY": "passive"}
+
+
 def test_info(files: tuple[str, str, set[str]]) -> None:
-    assert not found(modules_of("info", files[1]), (*_NEVER, "torch"))
+    assert not found(modules_of("info", files[1]), (*_NEVER, "torch", "numpy"))
