@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every call of PyTorch's that is no public interface, in one place.
 
-All were there, with these arguments, in the releases 2.6 to 2.14. Where a later one drops something that can be done
-without, the function here says so instead of failing: `has_packed_convolutions`, `has_amx`, `has_avx512_bf16`,
-`end_allocation_to`.
+They have been seen with the release 2.14 alone: no older one that pyproject.toml allows has been tried. Where another
+release lacks something that can be done without, the function here says so instead of failing:
+`has_packed_convolutions`, `has_amx`, `has_avx512_bf16`, `end_allocation_to`.
 """
 
 from __future__ import annotations
