@@ -43,8 +43,13 @@ def open_whole(path: str | os.PathLike[str], times_ns: tuple[int, int] | None = 
     target = Path(path)
     mode = _mode_of(target)
     if mode is not None and not stat.S_ISREG(mode):
-        with target.open("wb") as device:
-            yield device
+        try:
+            with target.open("wb") as device:
+                yield device
+        except OSError as error:
+            if error.errno is None or error.filename is not None:
+                raise
+            raise OSError(error.errno, error.strerror, str(target)) from error
         return
     target = Path(os.path.realpath(target))
     temporary, descriptor = _temporary_beside(target)

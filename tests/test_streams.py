@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -110,6 +111,45 @@ def test_names_that_begin_with_a_tilde(
     weights = folder / "~mine.safetensors"
     assert main(["convert", str(ROOT / "mlic_fast/weights/mlicpp-s-0.0067.safetensors"), str(weights)]) == 0
     assert main(["encode", "p.png", "-o", "b.mlic", "--model", "~mine.safetensors"]) == 0
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["encode {} -o b.mlic", "encode p.png -o {}", "decode {} -o b.png", "info {}", "train {} -o r", "plot {}"],
+)
+def test_names_with_a_nul(folder: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([word.format("a\0b") for word in command.split()]) == 2
+    assert "NUL" in capsys.readouterr().err
+
+
+@posix
+def test_pictures_from_pipes(folder: Path) -> None:
+    done = shell(folder, "M compare <(cat p.png) <(cat p.mlic) <(cat p.png) --json")
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    size = (folder / "p.png").stat().st_size
+    assert facts["reference"]["bytes"] == size
+    assert [one["bytes"] for one in facts["pictures"]] == [(folder / "p.mlic").stat().st_size, size]
+    assert facts["pictures"][1]["equal"]
+
+
+@posix
+def test_devices_are_named(folder: Path) -> None:
+    done = shell(folder, "M encode p.png -o /dev/full")
+    assert done.returncode == 3
+    assert done.stderr.decode().splitlines() == ["mlic-fast encode: /dev/full: No space left on device"]
+
+
+def test_warnings_are_lines_of_the_command(folder: Path, tmp_path: Path) -> None:
+    Image.effect_noise((80, 70), 60).convert("RGB").save(tmp_path / "p.png")
+    (tmp_path / "q.png").write_bytes(b"no picture")
+    (tmp_path / "size.json").write_text('{"N": 8, "M": 64, "slice_num": 2}')
+    more = "--config size.json --steps 1 --batch 1 --patches 64 --validation-images 0 --epoch-patches 1"
+    done = shell(tmp_path, f"M train . -o run {more}", OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+    text = done.stderr.decode()
+    assert "mlic-fast train: warning: 1 pictures cannot be read, left out: q.png\n" in text
+    assert "UserWarning" not in text
 
 
 @posix

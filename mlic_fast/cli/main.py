@@ -13,7 +13,9 @@ import sys
 import textwrap
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 
 import mlic_fast
 from mlic_fast import errors
@@ -130,6 +132,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with contextlib.suppress(OSError):  # help that nobody reads to its end
             streams.finish()
         raise
+    if any("\0" in word for word in given):
+        print("mlic-fast: no name and no number has a NUL character in it", file=sys.stderr)
+        return 2
+    before = warnings.formatwarning
+    warnings.formatwarning = partial(_warning, options.command, before)
+    try:
+        return _run(options)
+    finally:
+        warnings.formatwarning = before
+
+
+def _warning(
+    command: str,
+    usual: Callable[..., str],
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    """A warning as a line of the command's; what other packages warn of is shown as ever."""
+    if not Path(filename).is_relative_to(Path(mlic_fast.__file__).parent):
+        return usual(message, category, filename, lineno, line)
+    return f"mlic-fast {command}: warning: {common.printable(str(message))}\n"
+
+
+def _run(options: argparse.Namespace) -> int:
     # CompressAI still calls what PyTorch deprecates; that is no news to whoever encodes a picture.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.jit")
     # A terminated process cleans up after itself as an interrupted one does.

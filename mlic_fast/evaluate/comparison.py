@@ -71,16 +71,19 @@ def _read(path: str | os.PathLike[str], model: Any, device: Any, limits: Limits 
     file = Path(path)
     if file.is_dir():
         raise ImageError(f"{name} is a folder: give the names of pictures in it")
+    source: Any = file
     with file.open("rb") as opened:
-        compressed = sniff(opened.read(64)) != "unknown"
+        head = opened.read(64)
+        compressed = sniff(head) != "unknown"
+        if compressed or file.is_fifo():  # a pipe gives its contents once
+            source = head + opened.read()
     if compressed:
         from mlic_fast.codec import decode
 
-        data = file.read_bytes()
-        picture = open_image(decode(data, model, device=device, limits=limits), limits)
+        picture = open_image(decode(source, model, device=device, limits=limits), limits)
     else:
-        picture = read_picture(file, limits, reduce_depth)
-    size = file.stat().st_size
+        picture = read_picture(source, limits, reduce_depth)
+    size = file.stat().st_size if source is file else len(source)
     return Entry(name, picture, size, bits_per_pixel(size, picture.height, picture.width), notes=picture.notes)
 
 
