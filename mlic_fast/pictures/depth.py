@@ -114,7 +114,7 @@ def reduced_grey(image: Image.Image, depth: Depth, name: str) -> Pixels:
     deep = np.asarray(image).astype(np.int64)
     largest = 2**depth.bits - 1 if depth.bits in (10, 12, 14) else _MAX_16_BIT
     if deep.min() < 0 or deep.max() > largest:
-        raise ImageError(f"{name} has samples outside 0 to {largest}: bring them into 16 bits first")
+        raise ImageError(f"{name} has samples outside 0 to {largest}: bring them into that range first")
     transparent = image.info.get("transparency")
     samples = reduced(largest - deep if depth.white_is_zero else deep, largest)
     if not isinstance(transparent, int):
