@@ -93,5 +93,9 @@ class CurveError(MlicError, ValueError):
     """Points of rate and quality that make no curve, results that cannot be read, or curves that cannot be compared."""
 
 
+class CodecError(MlicError, ValueError):
+    """A codec to compare with that is unknown, described wrongly, not installed, or of a kind that is not supported."""
+
+
 class NotKeptWarning(UserWarning):
     """Something of a picture that could not be kept, or was changed, on the way in."""
