@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Measure over all pictures in a folder and its subfolders. Each is compressed to a file, and what the file decodes to \
 is compared with the picture: bits per pixel of the file and of its entropy-coded streams, PSNR, MS-SSIM, seconds for \
-encoding and decoding. Several models (of several λ) are the points of one curve. Classical codecs, and any encoder \
-and decoder that are programs, each at a ladder of qualities, give further curves.
+encoding and decoding. Several models (of several λ) are the points of one curve. Classical codecs, any encoder and \
+decoder that are programs, each at a ladder of qualities, and models of CompressAI give further curves.
 
 With -o, the folder OUT gets a JSON file for each curve in the form of CompressAI's eval_model, pictures.csv with \
 every picture, and report.md.
@@ -44,6 +44,8 @@ examples:
   mlic-fast eval kodak --model a.safetensors --model b.safetensors --name ours -o results
   mlic-fast eval kodak --classical all -o results
   mlic-fast eval kodak --external VTM-17.0=vtm.toml --no-model -o results
+  mlic-fast eval kodak --compressai mbt2018-mean --quality 1,2,3,4 --fast-coder -o results
+  mlic-fast eval kodak --compressai ELIC=elic2022-official --checkpoint elic.pth.tar -o results
   mlic-fast plot results/*.json --published kodak -o curves.svg
 
 environment:
@@ -82,7 +84,7 @@ def run(options: argparse.Namespace) -> None:
     from mlic_fast.evaluate.dataset import pictures_in
 
     if options.no_model and (options.model or not other_codecs.are_asked_for(options)):
-        raise common.CommandError("--no-model goes with --classical or --external, and without --model")
+        raise common.CommandError("--no-model goes with --classical, --external or --compressai, and without --model")
     for place in (options.output, options.keep):
         if place is not None and Path(place).exists() and not Path(place).is_dir():
             raise common.CommandError(f"{place} is a file: name a folder")
