@@ -45,12 +45,16 @@ class Work(NamedTuple):
     stream: bytes
 
 
+def scale_table() -> torch.Tensor:
+    """CompressAI's table, [64]."""
+    return torch.exp(torch.linspace(math.log(0.11), math.log(256), 64))
+
+
 @functools.cache
 def make_work() -> Work:
     """Symbols with realistic statistics; both coders must make the same stream of them."""
     model = GaussianConditional(None)
-    scale_table = torch.exp(torch.linspace(math.log(0.11), math.log(256), 64))
-    model.update_scale_table(scale_table, force=True)
+    model.update_scale_table(scale_table(), force=True)
     buffers = (model._quantized_cdf, model._cdf_length, model._offset)
 
     rng = np.random.default_rng(0)
@@ -59,7 +63,7 @@ def make_work() -> Work:
     active = (rng.random(SYMBOLS // 8) < 1.028 * ACTIVE / SYMBOLS).repeat(8)
     level = rng.normal(math.log(0.72), 0.9, SYMBOLS // 8).repeat(8) + rng.normal(0, 0.2, SYMBOLS)
     scales = np.where(active, np.exp(level), 0.0)
-    indexes = np.searchsorted(scale_table.numpy(), scales).clip(0, 63).astype(np.uint8)
+    indexes = np.searchsorted(scale_table().numpy(), scales).clip(0, 63).astype(np.uint8)
     symbols = np.round(rng.normal(0, 1, SYMBOLS) * np.where(active, scales, 0.08)).astype(np.int16)
 
     lists = tuple(buffer.tolist() for buffer in buffers)

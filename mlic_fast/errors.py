@@ -93,5 +93,13 @@ class CurveError(MlicError, ValueError):
     """Points of rate and quality that make no curve, results that cannot be read, or curves that cannot be compared."""
 
 
+class CodecError(MlicError, ValueError):
+    """A codec to compare with that is unknown, described wrongly, not installed, or of a kind that is not supported."""
+
+
+class CodecRunError(MlicError, RuntimeError):
+    """A codec to compare with that failed on a picture: a program that ended with an error, a model that raised one."""
+
+
 class NotKeptWarning(UserWarning):
     """Something of a picture that could not be kept, or was changed, on the way in."""

@@ -76,13 +76,13 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     no MLIC++ model's.
     """
     path = Path(path)
-    _check_readable(path)
+    check_readable(path)
     header: NativeHeader | None = None
     taken = ""
     if is_native(path):
         tensors, header = read_native(path)
     else:
-        tensors, taken = read_pickle(path, zipped=_is_zip(path))
+        tensors, taken = read_pickle(path, zipped=is_zip(path))
     try:
         checkpoint = _complete(tensors, header, stem(path), str(path), taken)
     except CheckpointError as error:
@@ -191,7 +191,8 @@ def _canonical(name: str, tensor: Tensor) -> Tensor:
     return owned
 
 
-def _check_readable(path: Path) -> None:
+def check_readable(path: Path) -> None:
+    """Raise FileNotFoundError for a missing file, CheckpointError for what people take for weights by mistake."""
     if not path.exists():
         raise FileNotFoundError(f"there is no weights file {path}")
     if path.is_dir():
@@ -210,6 +211,7 @@ def _check_readable(path: Path) -> None:
             raise CheckpointError(f"{path} holds no weights: {advice}")
 
 
-def _is_zip(path: Path) -> bool:
+def is_zip(path: Path) -> bool:
+    """Whether the file begins as a zip file does, which torch.save has written since PyTorch 1.6."""
     with path.open("rb") as file:
         return file.read(4) == b"PK\x03\x04"

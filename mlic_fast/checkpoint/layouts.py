@@ -68,9 +68,9 @@ def weights_in(saved: Mapping[Any, Any]) -> tuple[Any, str]:
     key, prefix, state_dict = found[0]
     if prefix:
         cut = f"{prefix}."
-        _check_names(state_dict)
-        inside = [name for name in state_dict if _unwrapped(name).startswith(cut)]
-        named = {_unwrapped(name).removeprefix(cut): state_dict[name] for name in inside}
+        check_names(state_dict)
+        inside = [name for name in state_dict if unwrapped(name).startswith(cut)]
+        named = {unwrapped(name).removeprefix(cut): state_dict[name] for name in inside}
         if len(named) < len(inside):
             raise CheckpointError(f"some names after {prefix!r} are there twice: save one model alone")
         state_dict = named
@@ -85,7 +85,7 @@ def _fitting(
         return
     seen.add(id(saved))
     prefixes = {
-        match[1] or "" for name in saved if isinstance(name, str) and (match := _SIGN.fullmatch(_unwrapped(name)))
+        match[1] or "" for name in saved if isinstance(name, str) and (match := _SIGN.fullmatch(unwrapped(name)))
     }
     for prefix in sorted(prefixes):
         yield key, prefix, saved
@@ -106,8 +106,8 @@ def layout_of(state_dict: Mapping[str, Any]) -> Literal["official", "compressai"
 
     Raises CheckpointError if a name is no string.
     """
-    _check_names(state_dict)
-    return "compressai" if any(_unwrapped(name).startswith("latent_codec.") for name in state_dict) else "official"
+    check_names(state_dict)
+    return "compressai" if any(unwrapped(name).startswith("latent_codec.") for name in state_dict) else "official"
 
 
 def official_names(state_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,12 +116,12 @@ def official_names(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     Raises CheckpointError if two names become one, if a name is no string, or if the copies of the
     Gaussian tables that CompressAI's layout keeps for each slice differ.
     """
-    _check_names(state_dict)
+    check_names(state_dict)
     result: dict[str, Any] = {}
     origin: dict[str, str] = {}
     copies: dict[str, list[tuple[str, Any]]] = {}
     for name, value in state_dict.items():
-        plain = _unwrapped(name)
+        plain = unwrapped(name)
         if copy := _GAUSSIAN_COPY.fullmatch(plain):
             copies.setdefault(copy.group(2), []).append((name, value))
             continue
@@ -137,7 +137,8 @@ def official_names(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _check_names(state_dict: Mapping[Any, Any]) -> None:
+def check_names(state_dict: Mapping[Any, Any]) -> None:
+    """Raise CheckpointError if a name is no string."""
     strange = [name for name in state_dict if not isinstance(name, str)]
     if strange:
         raise CheckpointError(
@@ -145,7 +146,8 @@ def _check_names(state_dict: Mapping[Any, Any]) -> None:
         )
 
 
-def _unwrapped(name: str) -> str:
+def unwrapped(name: str) -> str:
+    """The name without the parts that wrappers put in."""
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 

@@ -14,7 +14,7 @@ import mmap
 import os
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
@@ -35,11 +35,13 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PICKLES = 5
 
 
-def read_pickle(path: Path, *, zipped: bool) -> tuple[dict[str, Tensor], str]:
+def read_pickle(
+    path: Path, *, zipped: bool, choose: Callable[[Mapping[Any, Any]], tuple[Any, str]] = weights_in
+) -> tuple[dict[str, Tensor], str]:
     """Tensors of the state dict in a torch.save file, under the dtypes of the file, on the CPU; and what was taken.
 
-    The file holds a state dict, or a dictionary with one in it, see `layouts.weights_in` (what else is in there,
-    optimizers for example, is left alone). Tensors may be views of the mapped file: copy what is kept.
+    The file holds a state dict, or a dictionary with one in it that `choose` finds, see `layouts.weights_in` (what else
+    is in there, optimizers for example, is left alone). Tensors may be views of the mapped file: copy what is kept.
     Raises CheckpointError if it is damaged, holds anything but data, or no state dict.
     """
     if zipped:
@@ -52,7 +54,7 @@ def read_pickle(path: Path, *, zipped: bool) -> tuple[dict[str, Tensor], str]:
     state_dict, taken = loaded, ""
     if isinstance(loaded, Mapping):
         try:
-            state_dict, taken = weights_in(loaded)
+            state_dict, taken = choose(loaded)
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}") from error
     if not isinstance(state_dict, Mapping) or not state_dict:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`mlic-fast eval`: rate, quality and times of models and classical codecs over a folder of pictures."""
+"""`mlic-fast eval`: rate, quality and times of models and other codecs over a folder of pictures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlic_fast.cli import common, table
+from mlic_fast.cli import common, other_codecs, table
 from mlic_fast.output import try_folder, write_whole
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Measure over all pictures in a folder and its subfolders. Each is compressed to a file, and what the file decodes to \
 is compared with the picture: bits per pixel of the file and of its entropy-coded streams, PSNR, MS-SSIM, seconds for \
-encoding and decoding. Several models (of several λ) are the points of one curve. Classical codecs at a ladder of \
-qualities give further curves.
+encoding and decoding. Several models (of several λ) are the points of one curve. Classical codecs, any encoder and \
+decoder that are programs, each at a ladder of qualities, and models of CompressAI give further curves.
 
 With -o, the folder OUT gets a JSON file for each curve in the form of CompressAI's eval_model, pictures.csv with \
 every picture, and report.md.
@@ -36,12 +36,16 @@ EPILOG = """Averages are means of the pictures' values; a picture that fails wit
 Colours alone are coded and measured, those of transparent pixels too: alpha, colour profile and
 metadata are left out. What else a picture loses on the way in is named. Seconds are from pixels to
 the file's bytes and back, without reading and writing files; a model codes its first picture once
-before it is measured. MS-SSIM is not defined below 161 pixels (–). docs/evaluation.md says more.
+before it is measured. Those of --external are of whole programs. MS-SSIM is not defined below 161
+pixels (–). docs/evaluation.md says more, what a recipe is among it.
 
 examples:
   mlic-fast eval kodak
   mlic-fast eval kodak --model a.safetensors --model b.safetensors --name ours -o results
   mlic-fast eval kodak --classical all -o results
+  mlic-fast eval kodak --external VTM-17.0=vtm.toml --no-model -o results
+  mlic-fast eval kodak --compressai mbt2018-mean --quality 1,2,3,4 --fast-coder -o results
+  mlic-fast eval kodak --compressai ELIC=elic2022-official --checkpoint elic.pth.tar -o results
   mlic-fast plot results/*.json --published kodak -o curves.svg
 
 environment:
@@ -63,15 +67,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--name", type=_name, help="what the models' curve is called (default: the model's name; of several, mlic_fast)"
     )
     parser.add_argument(
-        "--classical",
-        metavar="CODECS",
-        help="all, or some of jpeg, jpeg2000, webp, avif, jpegxl, separated by commas",
+        "--no-model", "--classical-only", action="store_true", help="no model of this package, other codecs alone"
     )
-    parser.add_argument("--classical-only", action="store_true", help="no model")
-    parser.add_argument("--keep", metavar="FOLDER", help="keep the models' compressed files there")
+    parser.add_argument("--keep", metavar="FOLDER", help="keep compressed files there, but for --classical")
     parser.add_argument("--format", choices=("mlic", "official"), default="mlic", help="layout (default: %(default)s)")
     parser.add_argument("--no-guard", action="store_true", help="files without a guard")
     parser.add_argument("--reduce-depth", action="store_true", help="reduce 16-bit samples to 8 bits, not refuse them")
+    other_codecs.add_arguments(parser)
     common.add_device_arguments(parser)
     common.add_json_argument(parser)
     common.add_limit_arguments(parser)
@@ -79,11 +81,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Measure; raises this package's errors and OSError."""
-    from mlic_fast.evaluate.classical import chosen
-    from mlic_fast.evaluate.dataset import of_codec, pictures_in
+    from mlic_fast.evaluate.dataset import pictures_in
 
-    if options.classical_only and (options.model or not options.classical):
-        raise common.CommandError("--classical-only goes with --classical, and without --model")
+    if options.no_model and (options.model or not other_codecs.are_asked_for(options)):
+        raise common.CommandError("--no-model goes with --classical, --external or --compressai, and without --model")
     for place in (options.output, options.keep):
         if place is not None and Path(place).exists() and not Path(place).is_dir():
             raise common.CommandError(f"{place} is a file: name a folder")
@@ -93,14 +94,11 @@ def run(options: argparse.Namespace) -> None:
     for place in (options.output, options.keep):
         if place is not None:
             try_folder(place)
-    codecs, remarks = chosen(options.classical) if options.classical else ([], [])
-    for remark in remarks:
-        print(f"mlic-fast eval: {remark}", file=sys.stderr)
     with common.limits(options) as limits, _folder_for_files(options) as files:
-        groups = [] if options.classical_only else [_models(options, files, limits)]
-        groups += [of_codec(codec) for codec in codecs]
-        settings = {codec.title: codec.settings for codec in codecs}
-        _check_names(groups)
+        models = [] if options.no_model else [_models(options, files, limits)]
+        others, settings, remarks = other_codecs.groups_of(options, lambda name: files / _file_stem(name), limits)
+        groups = [*models, *others]
+        _check_names(groups, bool(models))
         _evaluate(options, found, groups, settings, remarks, limits)
 
 
@@ -265,10 +263,16 @@ def _folder_for_files(options: argparse.Namespace) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _check_names(groups: Sequence[Sequence[Contestant]]) -> None:
-    stems = [_file_stem(group[0].curve).casefold() for group in groups]
-    if len(set(stems)) < len(stems):
-        raise common.CommandError(f"the models' curve cannot be called {groups[0][0].curve}, as a codec is: use --name")
+def _check_names(groups: Sequence[Sequence[Contestant]], has_models: bool) -> None:
+    stems: dict[str, str] = {}
+    for index, group in enumerate(groups):
+        name = group[0].curve
+        stem = _file_stem(name).casefold()
+        if stem in stems:
+            models = index > 0 and has_models and stems[stem] == groups[0][0].curve
+            advice = "use --name for the models' curve" if models else "give one another with NAME="
+            raise common.CommandError(f"two curves would be called {stems[stem]} and {name}: {advice}")
+        stems[stem] = name
 
 
 def _file_stem(name: str) -> str:

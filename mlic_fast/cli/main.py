@@ -45,6 +45,7 @@ _EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (errors.RecipeError, 2),
     (errors.TrainingError, 10),
     (errors.CurveError, 2),
+    (errors.CodecError, 2),
     (errors.TargetError, 9),
     (errors.WrongWeightsError, 6),
     (errors.CheckpointError, 6),

@@ -22,6 +22,7 @@ from PIL import Image, ImageCms
 from mlic_fast.bitstream import container, official
 from mlic_fast.bitstream.container import ChunkKind, Metadata, Mlic
 from mlic_fast.entropy.guard import MoveWriter
+from mlic_fast.evaluate import strings_file
 from mlic_fast.pictures.image import pack_alpha
 
 CORPUS = Path(__file__).with_name("corpus")
@@ -38,6 +39,7 @@ def main() -> None:
     write("native", native_headers())
     write("pickle", pickles())
     write("picture", pictures())
+    write("strings", strings())
 
 
 def write(target: str, inputs: list[bytes]) -> None:
@@ -48,6 +50,16 @@ def write(target: str, inputs: list[bytes]) -> None:
         old.unlink()
     for number, data in enumerate(inputs):
         (folder / f"{number:02}").write_bytes(data)
+
+
+def strings() -> list[bytes]:
+    """Of a model with a hyperprior, and of one with groups of channels and two passes each."""
+    shape = {"y": [torch.Size([16, 4, 8]), torch.Size([32, 4, 8])], "hyper": torch.Size([1, 2])}
+    groups = [[b"anchors"], [b""], [b"more"], [b"others"], [b"z"]]
+    return [
+        strings_file.write(strings_file.Strings(97, 81, [[b"stream y"], [b"zzzz"]], torch.Size([2, 2]))),
+        strings_file.write(strings_file.Strings(300, 1, groups, shape)),
+    ]
 
 
 def mlic_files(alpha: bytes) -> list[bytes]:

@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Fuzzes the readers of files one after the other: container, guard, alpha, official layout, weights, pictures.
+# Fuzzes the readers of files one after the other: container, guard, alpha, official layout, weights, pictures, strings.
 #   tests/fuzz/run.sh SECONDS [TARGET...]
 # SECONDS: for each target. Needs atheris (pip install '.[fuzz]').
 # Starts from the committed corpus; fails on the first input that breaks a promise, takes longer than 10 s or needs
@@ -14,7 +14,7 @@ echo "fuzzing each target for $seconds s; results in $out"
 
 status=0
 # `picture` is Pillow more than it is ours: it runs where it is named.
-[ $# -gt 0 ] || set -- container official guard alpha native pickle pillow
+[ $# -gt 0 ] || set -- container official guard alpha native pickle pillow strings
 for target; do
     mkdir -p "$out/$target"
     "${PYTHON:-python}" "$here/fuzz.py" "$target" -max_total_time="$seconds" -max_len=4096 -timeout=10 \

@@ -24,6 +24,7 @@ from mlic_fast.checkpoint.native import is_native, read_header
 from mlic_fast.checkpoint.pickle_scan import ScanError, scan_pickle
 from mlic_fast.entropy import guard
 from mlic_fast.errors import BitstreamError, CheckpointError, GuardError, LimitError, MlicError
+from mlic_fast.evaluate import strings_file
 from mlic_fast.limits import Limits
 from mlic_fast.pictures import description, metadata
 from mlic_fast.pictures.image import open_image, unpack_alpha
@@ -172,6 +173,14 @@ def fuzz_picture(data: bytes) -> None:
         assert picture.width * picture.height <= 2**16
 
 
+def fuzz_strings(data: bytes) -> None:
+    """Strings of CompressAI's models, as `eval` reads them back."""
+    with contextlib.suppress(BitstreamError):
+        content = strings_file.read(data)
+        assert strings_file.write(content) == data
+        assert content.string_bytes < len(data)
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "container": fuzz_container,
     "official": fuzz_official,
@@ -181,6 +190,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "pickle": fuzz_pickle,
     "pillow": fuzz_pillow,
     "picture": fuzz_picture,
+    "strings": fuzz_strings,
 }
 
 
