@@ -13,14 +13,16 @@ import torch
 from torch import Tensor
 
 from mlic_fast.checkerboard import Parity, keep, unpack
+from mlic_fast.config import ModelConfig
 from mlic_fast.contexts import Context, Source, inputs_of
 from mlic_fast.ops.local_attention import shared_mask
 from mlic_fast.passes import Walk
 
 
 class SliceNetworks(Protocol):
-    """The networks on the way, a module for each slice; those of `CONTEXTS` are found by their names."""
+    """The networks on the way, a module for each slice; those of the member's contexts are found by their names."""
 
+    config: ModelConfig
     entropy_parameters_anchor: Any  # lists of mlic_fast.nn.entropy_parameters.EntropyParameters
     entropy_parameters_nonanchor: Any
     lrp_anchor: Any  # lists of mlic_fast.nn.residual_prediction.LatentResidualPrediction
@@ -45,7 +47,7 @@ def walk(networks: SliceNetworks, hyper: Tensor) -> Walk:
         return out
 
     for i in range(len(networks.lrp_anchor)):
-        inputs = inputs_of(i)
+        inputs = inputs_of(networks.config.architecture, i)
         before = [context(i, which) for which in inputs.before]
 
         contexts = torch.cat([*before, hyper], dim=1)
