@@ -53,11 +53,14 @@ class Member(NamedTuple):
 _WINDOWS = Context("local_context", "windows", 2, 0, Source.ANCHORS)
 _LINEAR_INTRA = Context("global_intra_context", "linear attention", 2, 1, Source.PREVIOUS_AND_ANCHORS)
 _LINEAR_INTER = Context("global_inter_context", "linear attention", 2, 1, Source.DECODED)
+_SOFTMAX_INTRA = _LINEAR_INTRA._replace(form="softmax attention")
+_SOFTMAX_INTER = _LINEAR_INTER._replace(form="softmax attention")
 _CHANNEL = Context("channel_context", "convolutions", 4, 1, Source.DECODED)
 
 # A member stands before those whose tensors have the same names and shapes: weights that do not say are its.
 FAMILY: dict[Architecture, Member] = {
     "mlicpp": Member("MLIC++", 192, 320, 10, (_WINDOWS, _LINEAR_INTRA, _LINEAR_INTER, _CHANNEL)),
+    "mlic+": Member("MLIC+", 192, 320, 10, (_WINDOWS, _SOFTMAX_INTRA, _SOFTMAX_INTER, _CHANNEL)),
 }
 
 

@@ -216,7 +216,17 @@ class MLICPlusPlus(CodecModel):
     architecture = "mlicpp"
 
 
-_CLASSES: dict[Architecture, type[CodecModel]] = {"mlicpp": MLICPlusPlus}
+class MLICPlus(CodecModel):
+    """MLIC+ (Jiang et al. 2022, arXiv 2211.07273): MLIC++ with softmax attention in its global contexts.
+
+    config: as for CodecModel; None: the published size (83,501,408 parameters). Its authors published neither code nor
+    weights: this follows the paper as CompressAI's implementation reads it. Parameter names and shapes are MLIC++'s.
+    """
+
+    architecture = "mlic+"
+
+
+_CLASSES: dict[Architecture, type[CodecModel]] = {"mlicpp": MLICPlusPlus, "mlic+": MLICPlus}
 
 
 def class_of(architecture: Architecture) -> type[CodecModel]:

@@ -37,7 +37,11 @@ Guard = Literal["none", "moved-boundaries"]
 
 # Each header field that holds a code: its name in messages, and what the codes mean.
 _MODES: dict[int, Mode] = {1: "grey", 2: "grey-alpha", 3: "rgb", 4: "rgb-alpha"}  # the number of channels
-_MODELS: dict[int, tuple[Architecture, Variant]] = {0: ("mlicpp", "new"), 1: ("mlicpp", "old")}
+_MODELS: dict[int, tuple[Architecture, Variant]] = {
+    0: ("mlicpp", "new"),
+    1: ("mlicpp", "old"),
+    3: ("mlic+", "new"),
+}
 _PADDINGS: dict[int, Padding] = {0: "zero", 1: "fade"}
 _LAYOUTS: dict[int, CoderLayout] = {1: "rans64"}
 _GUARDS: dict[int, Guard] = {0: "none", 1: "moved-boundaries"}

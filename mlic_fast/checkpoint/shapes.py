@@ -315,6 +315,6 @@ def _intra_context(i: int, config: ModelConfig) -> Entries:
 _CONTEXT_ENTRIES: dict[str, dict[Form, Callable[[int, ModelConfig], Entries]]] = {
     "local_context": {"windows": lambda i, config: _local_context(config.slice_width, config.context_window)},
     "channel_context": {"convolutions": lambda i, config: _channel_context(i * config.slice_width, config.slice_width)},
-    "global_inter_context": {"linear attention": _inter_context},
-    "global_intra_context": {"linear attention": _intra_context},
+    "global_inter_context": {"linear attention": _inter_context, "softmax attention": _inter_context},
+    "global_intra_context": {"linear attention": _intra_context, "softmax attention": _intra_context},
 }

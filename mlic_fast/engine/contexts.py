@@ -49,7 +49,7 @@ class CompiledInterContext:
     """Decoded slices [B, iC, h, w] → [B, 2C, h, w]."""
 
     def __init__(self, module: GlobalInterContext) -> None:
-        self._heads = module.heads
+        self._heads, self._attention = module.heads, module.attention
         parts = (module.queries, module.keys, module.values)
         # the three projections of one input are one convolution
         self._point = _joined([part[0] for part in parts])
@@ -59,7 +59,7 @@ class CompiledInterContext:
 
     def __call__(self, decoded: Tensor) -> Tensor:
         queries, keys, values = self._depthwise(self._point(decoded)).chunk(3, dim=1)
-        attended = attend(queries, keys, values, self._heads)
+        attended = attend(queries, keys, values, self._heads, self._attention)
         del queries, keys, values
         attention = self._reprojection(attended)
         return self._mlp.last.add_to(self._skip(attention), self._mlp.hidden(attention))
@@ -69,6 +69,7 @@ class CompiledIntraContext:
     """Previous slice and anchors of the current one, [B, C, h, w] each → non-anchors [B, 2C, h, w/2]."""
 
     def __init__(self, module: GlobalIntraContext) -> None:
+        self._attention = module.attention
         parts = (module.queries, module.keys)
         self._point = _joined([part[0] for part in parts])
         self._depthwise = _joined([part[1] for part in parts])
@@ -90,7 +91,7 @@ class CompiledIntraContext:
     def __call__(self, anchors: Tensor, prepared: tuple[Tensor, Tensor]) -> Tensor:
         point, depthwise = self._values
         values = depthwise(point(anchors))
-        attention = self._reprojection(attend_across(*prepared, values, INTRA_HEADS))
+        attention = self._reprojection(attend_across(*prepared, values, INTRA_HEADS, self._attention))
         out = pack(attention, Parity.NONANCHOR, LAYOUT)
         return self._mlp.last.add_to(out, pack(self._mlp.hidden(attention), Parity.NONANCHOR, LAYOUT))
 

@@ -47,8 +47,14 @@ _TABLES = ("_quantized_cdf", "_offset", "_cdf_length", "scale_table")
 _CONTEXT_MODULES: dict[str, dict[Form, Callable[[int, int], nn.Module]]] = {
     "local_context": {"windows": lambda i, C: LocalContext(C)},
     "channel_context": {"convolutions": lambda i, C: ChannelContext(i * C, C)},
-    "global_inter_context": {"linear attention": lambda i, C: GlobalInterContext(i * C, C)},
-    "global_intra_context": {"linear attention": lambda i, C: GlobalIntraContext(C)},
+    "global_inter_context": {
+        "linear attention": lambda i, C: GlobalInterContext(i * C, C, "linear attention"),
+        "softmax attention": lambda i, C: GlobalInterContext(i * C, C, "softmax attention"),
+    },
+    "global_intra_context": {
+        "linear attention": lambda i, C: GlobalIntraContext(C, "linear attention"),
+        "softmax attention": lambda i, C: GlobalIntraContext(C, "softmax attention"),
+    },
 }
 
 
