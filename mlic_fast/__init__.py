@@ -20,6 +20,7 @@ if (_checkout / "kernels" / "__init__.py").is_file() and not (_checkout / "mlic_
 importlib.import_module("mlic_fast.compute.forks")  # before any fork, to know of it
 
 _HOME_OF = {
+    "MLIC": "mlic_fast.model",
     "MLICPlus": "mlic_fast.model",
     "MLICPlusPlus": "mlic_fast.model",
     "ModelConfig": "mlic_fast.config",
@@ -33,6 +34,7 @@ _HOME_OF = {
 }
 
 __all__ = [
+    "MLIC",
     "MLICPlus",
     "MLICPlusPlus",
     "MlicError",
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
     from mlic_fast.concurrent import encode_many as encode_many
     from mlic_fast.config import ModelConfig as ModelConfig
     from mlic_fast.errors import MlicError as MlicError
+    from mlic_fast.model import MLIC as MLIC
     from mlic_fast.model import MLICPlus as MLICPlus
     from mlic_fast.model import MLICPlusPlus as MLICPlusPlus
     from mlic_fast.model import load as load

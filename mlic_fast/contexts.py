@@ -51,6 +51,7 @@ class Member(NamedTuple):
 
 
 _WINDOWS = Context("local_context", "windows", 2, 0, Source.ANCHORS)
+_STACK = Context("local_context", "stack", 2, 0, Source.ANCHORS)
 _LINEAR_INTRA = Context("global_intra_context", "linear attention", 2, 1, Source.PREVIOUS_AND_ANCHORS)
 _LINEAR_INTER = Context("global_inter_context", "linear attention", 2, 1, Source.DECODED)
 _SOFTMAX_INTRA = _LINEAR_INTRA._replace(form="softmax attention")
@@ -61,6 +62,7 @@ _CHANNEL = Context("channel_context", "convolutions", 4, 1, Source.DECODED)
 FAMILY: dict[Architecture, Member] = {
     "mlicpp": Member("MLIC++", 192, 320, 10, (_WINDOWS, _LINEAR_INTRA, _LINEAR_INTER, _CHANNEL)),
     "mlic+": Member("MLIC+", 192, 320, 10, (_WINDOWS, _SOFTMAX_INTRA, _SOFTMAX_INTER, _CHANNEL)),
+    "mlic": Member("MLIC", 192, 192, 6, (_STACK, _SOFTMAX_INTRA, _CHANNEL)),
 }
 
 

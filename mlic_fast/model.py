@@ -226,7 +226,17 @@ class MLICPlus(CodecModel):
     architecture = "mlic+"
 
 
-_CLASSES: dict[Architecture, type[CodecModel]] = {"mlicpp": MLICPlusPlus, "mlic+": MLICPlus}
+class MLIC(CodecModel):
+    """MLIC (Jiang et al. 2022, arXiv 2211.07273): stacked convolutions for a local context, no context between slices.
+
+    config: as for CodecModel; None: the published size (41,885,452 parameters). Its authors published neither code nor
+    weights: this follows the paper as CompressAI's implementation reads it.
+    """
+
+    architecture = "mlic"
+
+
+_CLASSES: dict[Architecture, type[CodecModel]] = {"mlicpp": MLICPlusPlus, "mlic+": MLICPlus, "mlic": MLIC}
 
 
 def class_of(architecture: Architecture) -> type[CodecModel]:

@@ -25,6 +25,7 @@ Golden = Callable[[str], dict[str, np.ndarray]]
 
 # file, architecture, picture: height, width, seed, batch
 ROWS = [
+    pytest.param("family_mlic_64x128_b1", "mlic", (64, 128, 10, 1), id="MLIC"),
     pytest.param("family_mlicplus_64x128_b1", "mlic+", (64, 128, 11, 1), id="MLIC+"),
     # 4 × 4 positions: some queries have all keys within the exclusion radius
     pytest.param("family_mlicplus_64x64_b2", "mlic+", (64, 64, 12, 2), id="MLIC+, batch 2"),

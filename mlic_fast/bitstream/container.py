@@ -40,6 +40,7 @@ _MODES: dict[int, Mode] = {1: "grey", 2: "grey-alpha", 3: "rgb", 4: "rgb-alpha"}
 _MODELS: dict[int, tuple[Architecture, Variant]] = {
     0: ("mlicpp", "new"),
     1: ("mlicpp", "old"),
+    2: ("mlic", "new"),
     3: ("mlic+", "new"),
 }
 _PADDINGS: dict[int, Padding] = {0: "zero", 1: "fade"}

@@ -285,6 +285,10 @@ def _local_context(c: int, window: int) -> Entries:
     yield from _conv("fusion", c, 2 * c, window)
 
 
+def _stacked_context(c: int, window: int) -> Entries:
+    return _under("context", _convs((c, c, c, 2 * c), window))
+
+
 def _channel_context(width: int, c: int) -> Entries:
     return _under("fushion", _convs((width, 192, 128, 4 * c), 3))
 
@@ -313,7 +317,10 @@ def _intra_context(i: int, config: ModelConfig) -> Entries:
 # The tensors of one slice's module by the context's name and form: (slice number, configuration) → entries. In a
 # model's order.
 _CONTEXT_ENTRIES: dict[str, dict[Form, Callable[[int, ModelConfig], Entries]]] = {
-    "local_context": {"windows": lambda i, config: _local_context(config.slice_width, config.context_window)},
+    "local_context": {
+        "windows": lambda i, config: _local_context(config.slice_width, config.context_window),
+        "stack": lambda i, config: _stacked_context(config.slice_width, config.context_window),
+    },
     "channel_context": {"convolutions": lambda i, config: _channel_context(i * config.slice_width, config.slice_width)},
     "global_inter_context": {"linear attention": _inter_context, "softmax attention": _inter_context},
     "global_intra_context": {"linear attention": _intra_context, "softmax attention": _intra_context},

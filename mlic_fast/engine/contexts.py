@@ -20,6 +20,7 @@ from mlic_fast.engine.layers import LAYOUT, Convolution, Weights, compile_convol
 from mlic_fast.nn.channel_context import ChannelContext
 from mlic_fast.nn.global_context import INTRA_HEADS, GlobalInterContext, GlobalIntraContext
 from mlic_fast.nn.local_context import LocalContext
+from mlic_fast.nn.stacked_context import StackedLocalContext
 from mlic_fast.ops.local_attention import local_attention
 
 
@@ -121,6 +122,17 @@ class CompiledLocalContext:
         return self._narrow.add_to(out, self._wide(_normalised(out, after), gelu=True))
 
 
+class CompiledStackedLocalContext:
+    """Anchors of a slice [B, C, h, w] → non-anchors [B, 2C, h, w/2]."""
+
+    def __init__(self, module: StackedLocalContext) -> None:
+        self._layers = [compile_module(module.context[n]) for n in (0, 2, 4)]
+
+    def __call__(self, anchors: Tensor, prepared: None = None) -> Tensor:
+        first, second, last = self._layers
+        return pack(last(second(first(anchors, gelu=True), gelu=True)), Parity.NONANCHOR, LAYOUT)
+
+
 def _normalised(x: Tensor, norm: nn.LayerNorm) -> Tensor:
     """LayerNorm over the channels of a channels-last map."""
     rows = x.permute(0, 2, 3, 1)
@@ -145,6 +157,7 @@ def _compiled_linear(layer: nn.Linear) -> Convolution:
 
 _COMPILED: dict[type[nn.Module], type[Any]] = {
     LocalContext: CompiledLocalContext,
+    StackedLocalContext: CompiledStackedLocalContext,
     GlobalIntraContext: CompiledIntraContext,
     GlobalInterContext: CompiledInterContext,
     ChannelContext: CompiledChannelContext,

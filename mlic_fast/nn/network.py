@@ -30,6 +30,7 @@ from mlic_fast.nn.global_context import GlobalInterContext, GlobalIntraContext
 from mlic_fast.nn.hyperprior import HyperAnalysis, HyperSynthesis
 from mlic_fast.nn.local_context import LocalContext
 from mlic_fast.nn.residual_prediction import LatentResidualPrediction
+from mlic_fast.nn.stacked_context import StackedLocalContext
 from mlic_fast.nn.synthesis import SynthesisTransform
 from mlic_fast.nn.walk import walk
 from mlic_fast.passes import Walk
@@ -45,7 +46,10 @@ _TABLES = ("_quantized_cdf", "_offset", "_cdf_length", "scale_table")
 # The module of one slice by the context's name and form: (slice number, C) → module. In the order in which the official
 # code builds the lists.
 _CONTEXT_MODULES: dict[str, dict[Form, Callable[[int, int], nn.Module]]] = {
-    "local_context": {"windows": lambda i, C: LocalContext(C)},
+    "local_context": {
+        "windows": lambda i, C: LocalContext(C),
+        "stack": lambda i, C: StackedLocalContext(C),
+    },
     "channel_context": {"convolutions": lambda i, C: ChannelContext(i * C, C)},
     "global_inter_context": {
         "linear attention": lambda i, C: GlobalInterContext(i * C, C, "linear attention"),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mlic_fast.checkerboard import Parity, keep, unpack
 from mlic_fast.config import ModelConfig
-from mlic_fast.contexts import Context, Source, inputs_of
+from mlic_fast.contexts import Context, Source, contexts_of, inputs_of
 from mlic_fast.ops.local_attention import shared_mask
 from mlic_fast.passes import Walk
 
@@ -32,7 +32,8 @@ class SliceNetworks(Protocol):
 def walk(networks: SliceNetworks, hyper: Tensor) -> Walk:
     """Every pass of every slice in order, from the hyper-parameters [B, 2M, h, w] that h_s gives, h and w even."""
     hyper_means = hyper.chunk(2, dim=1)[1]
-    mask = shared_mask(hyper)
+    rows = contexts_of(networks.config.architecture)
+    mask = shared_mask(hyper) if any(which.form == "windows" for which in rows) else None
     decoded: list[Tensor] = []
 
     def context(i: int, which: Context, anchors: Tensor | None = None) -> Tensor:
@@ -41,7 +42,7 @@ def walk(networks: SliceNetworks, hyper: Tensor) -> Walk:
             # concatenated for each anew: so autograd adds the gradients in the official order, to the last bit
             out: Tensor = module(torch.cat(decoded, dim=1))
         elif which.source is Source.ANCHORS:
-            out = module(anchors, mask)
+            out = module(anchors, mask) if which.form == "windows" else module(anchors)
         else:
             out = module(decoded[-1], anchors)
         return out
