@@ -20,6 +20,9 @@ SMALL = {"N": 64, "M": 96, "slice_num": 3}
 
 ARCHITECTURES: tuple[Architecture, ...] = tuple(FAMILY)
 
+# Factors of the golden weights; MLIC++ takes MLIC+'s.
+GAINS: dict[Architecture, str] = {"mlicpp": "mlicplus", "mlic+": "mlicplus", "mlic": "mlic"}
+
 # CompressAI's name of a module or parameter, by which golden weights are seeded; others keep theirs.
 _PEER = (
     (r"(h_[as])\b", r"latent_codec.\1"),
@@ -59,9 +62,8 @@ def filled(config: ModelConfig, gains: str) -> CodecModel:
 
 @cache
 def golden_model(architecture: Architecture) -> CodecModel:
-    """The small model of CompressAI's golden data; MLIC++'s has MLIC+'s weights."""
-    gains = "mlic" if architecture == "mlic" else "mlicplus"
-    return filled(ModelConfig(**SMALL, architecture=architecture), f"gains_family_{gains}")
+    """The small model of CompressAI's golden data."""
+    return filled(ModelConfig(**SMALL, architecture=architecture), f"gains_family_{GAINS[architecture]}")
 
 
 @cache

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mlic_fast.checkerboard import Parity, pack
-from mlic_fast.contexts import Source, contexts_of
+from mlic_fast.contexts import FAMILY, Source, contexts_of
 
 ROOT = Path(__file__).parent.parent
 
@@ -180,6 +180,19 @@ def test_the_document_has_the_table_of_contexts() -> None:
         (context.name, str(context.width), str(context.first), context.source.value, feeds[context.source])
         for context in contexts_of("mlicpp")
     ]
+
+
+def test_the_document_has_the_members() -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    table = re.search(r"^\| member ((?:\| `\w+` )+)\|\n\|[-|]+\n((?:\|.*\n)+)", text, re.M)
+    assert table is not None
+    names = re.findall(r"`(\w+)`", table[1])
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table[2].splitlines()]
+    assert [title for title, *_ in rows] == [member.title for member in FAMILY.values()]
+    for (_, *forms), member in zip(rows, FAMILY.values(), strict=True):
+        own = {context.name: context.form for context in member.contexts}
+        assert set(own) <= set(names)
+        assert forms == [own.get(name, "–") for name in names]
 
 
 def test_the_document_draws_the_checkerboard() -> None:

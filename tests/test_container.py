@@ -197,6 +197,12 @@ def test_random_body_and_name_with_valid_checksums(chunks: bytes, name: bytes) -
         pytest.param(build(codes=bytes((3, 255, 0, 1, 0))), NotMlicFileError, "newer.*model is 255", id="model"),
         pytest.param(build(codes=bytes((5, 0, 0, 1, 0))), NotMlicFileError, "newer.*picture mode is 5", id="mode"),
         pytest.param(
+            build(chunks=b"\x05\x02\x00\x01" + BOTH),
+            NotMlicFileError,
+            "newer.*quantisation step, chunk 0x05",
+            id="step",
+        ),
+        pytest.param(
             build(chunks=b"\x01\x01z\x02\x01y\x06\x01t"),
             NotMlicFileError,
             "newer.*needs chunk 0x06",
