@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""mlic_fast: the learned image codec MLIC++, fast, exact and portable.
+"""mlic_fast: the learned image codec MLIC++ and its family, fast, exact and portable.
 
 Public names are imported on first use, so that `import mlic_fast` does not import torch.
 """
@@ -20,6 +20,8 @@ if (_checkout / "kernels" / "__init__.py").is_file() and not (_checkout / "mlic_
 importlib.import_module("mlic_fast.compute.forks")  # before any fork, to know of it
 
 _HOME_OF = {
+    "MLIC": "mlic_fast.model",
+    "MLICPlus": "mlic_fast.model",
     "MLICPlusPlus": "mlic_fast.model",
     "ModelConfig": "mlic_fast.config",
     "MlicError": "mlic_fast.errors",
@@ -32,6 +34,8 @@ _HOME_OF = {
 }
 
 __all__ = [
+    "MLIC",
+    "MLICPlus",
     "MLICPlusPlus",
     "MlicError",
     "ModelConfig",
@@ -52,6 +56,8 @@ if TYPE_CHECKING:
     from mlic_fast.concurrent import encode_many as encode_many
     from mlic_fast.config import ModelConfig as ModelConfig
     from mlic_fast.errors import MlicError as MlicError
+    from mlic_fast.model import MLIC as MLIC
+    from mlic_fast.model import MLICPlus as MLICPlus
     from mlic_fast.model import MLICPlusPlus as MLICPlusPlus
     from mlic_fast.model import load as load
 

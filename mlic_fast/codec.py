@@ -17,6 +17,7 @@ from mlic_fast.checkpoint import fingerprint
 from mlic_fast.compute.derived import tensors_of
 from mlic_fast.compute.device import memory_errors, resolve_device
 from mlic_fast.compute.forks import after_fork, settle
+from mlic_fast.contexts import member_of
 from mlic_fast.errors import BitstreamError, DeviceError, ImageError, WrongWeightsError
 from mlic_fast.limits import Limits
 from mlic_fast.nn.network import Network, fingerprints
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 FileFormat = Literal["mlic", "official"]
-# a module: MLICPlusPlus, or a wrapper of PyTorch's around one
+# a module: MLICPlusPlus or another member of the family, or a wrapper of PyTorch's around one
 ModelOrName = nn.Module | str | PathLike[str] | None
 
 
@@ -89,6 +90,10 @@ def encode(
         extras = to_chunks(picture, metadata, thumbnail, Limits.of(limits))
     with memory_errors(f"encoding {picture.width} x {picture.height} pixels"):
         network = open_model(model, device)
+        if format == "official" and network.config.architecture != "mlicpp":
+            raise BitstreamError(
+                f"the official layout is MLIC++'s and names no weights: use the format mlic for {_title(network)}"
+            )
         # before the work: a model whose weights cannot be named is refused
         own = b"" if format == "official" else model_fingerprint(network)[: container.FINGERPRINT_BYTES]
         # The official rule is zeros. Fading out costs fewer bits, and decoding does not depend on it.
@@ -103,6 +108,7 @@ def encode(
             width=picture.width,
             height=picture.height,
             mode=picture.mode,
+            architecture=network.config.architecture,
             variant=network.config.variant,
             model_name=container.fit_name(network.name),
             fingerprint=own,
@@ -174,7 +180,7 @@ def _decode_tensor(
 
 
 def model_fingerprint(model: nn.Module) -> bytes:
-    """SHA-256 over the model's weights and coding tables (32 bytes), remembered until they change.
+    """SHA-256 over the model's architecture, weights and coding tables (32 bytes), remembered until they change.
 
     Raises WrongWeightsError for a model whose weights are not float32: they are others than those that
     whoever decodes has. Writing to weights through `.data` is not noticed: call the model's refresh().
@@ -187,7 +193,8 @@ def model_fingerprint(model: nn.Module) -> bytes:
             f"the model has {', '.join(sorted(other))} weights, which files cannot be written or read with: keep the "
             "weights in float32, and for 16-bit arithmetic run the model under torch.autocast"
         )
-    return fingerprints.get(network, tensors_of(network), lambda: fingerprint(state))
+    architecture = network.config.architecture
+    return fingerprints.get(network, tensors_of(network), lambda: fingerprint(state, architecture))
 
 
 def open_model(model: ModelOrName = None, device: str | torch.device | None = None) -> Network:
@@ -229,10 +236,18 @@ def open_model_of(
             raise WrongWeightsError(
                 "a file in the official layout does not say which weights it was written with: name them"
             )
-        return open_model(model, device)
+        network = open_model(model, device)
+        if network.config.architecture != "mlicpp":
+            raise WrongWeightsError(f"files in the official layout are MLIC++'s; this model is {_title(network)}")
+        return network
     if model is None:
-        model = find_by_fingerprint(file.fingerprint, file.model_name).path
+        model = find_by_fingerprint(file.fingerprint, file.model_name, file.architecture).path
     network = open_model(model, device)
+    if network.config.architecture != file.architecture:
+        raise WrongWeightsError(
+            f"the file was written with an {member_of(file.architecture).title} model, "
+            f"{file.model_name or 'without a name'}; {network.name or 'this'} is an {_title(network)} one"
+        )
     own = model_fingerprint(network)[: container.FINGERPRINT_BYTES]
     if own != file.fingerprint:
         raise WrongWeightsError(
@@ -273,6 +288,10 @@ def forget_models() -> None:
     """Read every model's file anew at its next use."""
     with _loading:
         _loaded.clear()
+
+
+def _title(network: Network) -> str:
+    return network.config.member.title
 
 
 def _size_of(network: Network) -> int:

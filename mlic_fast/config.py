@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from mlic_fast.contexts import Architecture, Member, member_of
 from mlic_fast.errors import ConfigError
 
 Variant = Literal["new", "old"]
@@ -29,14 +30,15 @@ LossMetric = Literal["mse", "ms-ssim"]
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of an MLIC++ model. The defaults are the published model's.
+    """Shape of a model of the family. The defaults are those of the published MLIC++; `published` has the others'.
 
     N: channels of the transforms and of z.
     M: channels of the latent y.
     slice_num: number of channel slices of y; must divide M.
     context_window: side of the local attention's window; the architecture's is 5 and no other.
     variant: "new" (weights since April 2024) or "old" (released before: another start of
-        the synthesis transform and other latent residual predictions).
+        the synthesis transform and other latent residual predictions); members beside MLIC++ have the new one alone.
+    architecture: which member of the family, see mlic_fast.contexts: "mlicpp" (MLIC++) and so on.
 
     Raises ConfigError at construction for what the architecture does not allow.
     """
@@ -46,14 +48,18 @@ class ModelConfig:
     slice_num: int = 10
     context_window: int = WINDOW
     variant: Variant = "new"
+    architecture: Architecture = "mlicpp"
 
     def __post_init__(self) -> None:
+        title = self.member.title
         for name in ("N", "M", "slice_num", "context_window"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name} must be a positive integer, not {value!r}")
         if self.variant not in get_args(Variant):
             raise ConfigError(f"variant must be one of {get_args(Variant)}, not {self.variant!r}")
+        if self.variant == "old" and self.architecture != "mlicpp":
+            raise ConfigError(f"{title} has no variant 'old': MLIC++ alone was released in two")
         if max(self.N, self.M) > MAX_CHANNELS:
             raise ConfigError(f"N={self.N}, M={self.M}: at most {MAX_CHANNELS} channels are supported")
         if self.M % self.slice_num:
@@ -64,13 +70,14 @@ class ModelConfig:
             raise ConfigError(f"M={self.M} must be even: the hyper synthesis has 3M/2 channels")
         if self.slice_width % 2:
             raise ConfigError(f"slice width M/slice_num={self.slice_width} must be even: the contexts have two heads")
-        for index in range(1, self.slice_num):
+        inter = [context for context in self.member.contexts if context.name == "global_inter_context"]
+        for index in range(inter[0].first if inter else self.slice_num, self.slice_num):
             dim = index * self.slice_width
             heads = dim // HEAD_WIDTH
             if heads == 0 or dim % heads:
                 raise ConfigError(
-                    f"M={self.M}, slice_num={self.slice_num}: the global context of slice {index} has {dim} channels, "
-                    f"which do not split into {heads} heads (at least {HEAD_WIDTH} channels, divisible by "
+                    f"{title}, M={self.M}, slice_num={self.slice_num}: the global context of slice {index} has {dim} "
+                    f"channels, which do not split into {heads} heads (at least {HEAD_WIDTH} channels, divisible by "
                     f"channels // {HEAD_WIDTH}); slice widths that are multiples of {HEAD_WIDTH} always work"
                 )
 
@@ -79,18 +86,43 @@ class ModelConfig:
         """Channels of one slice of y, C = M / slice_num."""
         return self.M // self.slice_num
 
+    @property
+    def member(self) -> Member:
+        """The member of the family. Raises ConfigError for an architecture that there is not."""
+        return member_of(self.architecture)
+
     @classmethod
-    def from_object(cls, config: Any) -> ModelConfig:
+    def published(cls, architecture: Architecture) -> ModelConfig:
+        """The member's published size. Raises ConfigError for an architecture that there is not."""
+        member = member_of(architecture)
+        return cls(N=member.N, M=member.M, slice_num=member.slice_num, architecture=architecture)
+
+    @classmethod
+    def from_object(cls, config: Any, architecture: Architecture | None = None) -> ModelConfig:
         """Read the official configuration object (anything with N, M, slice_num, context_window).
 
-        A mapping with these keys works too. `variant` is optional and defaults to "new".
-        Raises ConfigError if an attribute is missing or not allowed.
+        A mapping with these keys works too. `variant` is optional and defaults to "new"; so is `architecture`, which
+        the official object lacks.
+        architecture: which one is wanted; None: any, "mlicpp" where the object does not say.
+        Raises ConfigError if the configuration is another member's, or if an attribute is missing or not allowed.
         """
-        if isinstance(config, cls):
-            return config
+        found = config if isinstance(config, cls) else cls._from_attributes(config, architecture or "mlicpp")
+        if architecture is not None and found.architecture != architecture:
+            raise ConfigError(
+                f"a configuration of {member_of(architecture).title} is wanted, this is one of {found.member.title}: "
+                f"set its architecture to {architecture!r}"
+            )
+        return found
+
+    @classmethod
+    def _from_attributes(cls, config: Any, architecture: Architecture) -> ModelConfig:
         get = config.get if hasattr(config, "get") else lambda name, default=None: getattr(config, name, default)
         values = {name: get(name, None) for name in ("N", "M", "slice_num", "context_window")}
         missing = [name for name, value in values.items() if value is None]
         if missing:
             raise ConfigError(f"the configuration has no {', '.join(missing)}")
-        return cls(**values, variant=get("variant", None) or "new")
+        return cls(
+            **values,
+            variant=get("variant", None) or "new",
+            architecture=get("architecture", None) or architecture,
+        )

@@ -18,7 +18,7 @@ class ConfigError(MlicError, ValueError):
 
 
 class CheckpointError(MlicError, ValueError):
-    """Weights that cannot be read, or that are not those of an MLIC++ model."""
+    """Weights that cannot be read, or that are not those of a model of the family."""
 
 
 class ImageError(MlicError, ValueError):

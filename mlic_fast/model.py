@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MLICPlusPlus: the official constructor and methods, nothing else."""
+"""The models of the family: the official constructor and methods, told once, and a class for each member."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from torch import Tensor
 
 from mlic_fast import coding
 from mlic_fast.compute.defaults import fit_to_code, float32_on_cpu
+from mlic_fast.compute.device import memory_errors, resolve_device
 from mlic_fast.compute.precision import KeepsFloat32, no_autocast, sums_for_products
 from mlic_fast.config import PADDING_UNIT
+from mlic_fast.contexts import Architecture, member_of
 from mlic_fast.engine import Options
 from mlic_fast.entropy.coders import code
 from mlic_fast.entropy.estimator import Estimator, likelihoods_with_noise, round_straight_through
@@ -37,13 +39,13 @@ class _GaussianConditional(KeepsFloat32, GaussianConditional):
     pass
 
 
-class MLICPlusPlus(Network, CompressionModel):
-    """The learned image codec MLIC++ (Jiang & Wang 2023, arXiv 2307.15421).
+class CodecModel(Network, CompressionModel):
+    """A model of the family with the methods of the official code.
 
     config: the official configuration object (attributes N, M, slice_num, context_window), a
-        ModelConfig, or None for the published model (83,501,408 parameters).
+        ModelConfig, or None for the published size.
 
-    Parameter and buffer names and shapes are the official ones. The model keeps no state of a
+    The model keeps no state of a
     call: several threads may use one model at once. The way from z to the scales stays in float32
     under `.half()`, autocast and PyTorch's precision switches, since encoder and decoder must agree
     on it. Raises ConfigError for a configuration that the architecture does not allow.
@@ -204,14 +206,64 @@ def _checked_strings(
     return strings[0][0], strings[1], height, width
 
 
-def load(path_or_name: str | PathLike[str], device: str | torch.device = "cpu") -> MLICPlusPlus:
-    """The model of that name or file, in evaluation mode on `device`.
+class MLICPlusPlus(CodecModel):
+    """The learned image codec MLIC++ (Jiang & Wang 2023, arXiv 2307.15421).
+
+    config: as for CodecModel; None: the published model (83,501,408 parameters). Parameter and buffer names and shapes
+    are the official ones.
+    """
+
+    architecture = "mlicpp"
+
+
+class MLICPlus(CodecModel):
+    """MLIC+ (Jiang et al. 2022, arXiv 2211.07273): MLIC++ with softmax attention in its global contexts.
+
+    config: as for CodecModel; None: the published size (83,501,408 parameters). Its authors published neither code nor
+    weights: this follows the paper as CompressAI's implementation reads it. Parameter names and shapes are MLIC++'s.
+    """
+
+    architecture = "mlic+"
+
+
+class MLIC(CodecModel):
+    """MLIC (Jiang et al. 2022, arXiv 2211.07273): stacked convolutions for a local context, no context between slices.
+
+    config: as for CodecModel; None: the published size (41,885,452 parameters). Its authors published neither code nor
+    weights: this follows the paper as CompressAI's implementation reads it.
+    """
+
+    architecture = "mlic"
+
+
+_CLASSES: dict[Architecture, type[CodecModel]] = {"mlicpp": MLICPlusPlus, "mlic+": MLICPlus, "mlic": MLIC}
+
+
+def class_of(architecture: Architecture) -> type[CodecModel]:
+    """The class of a member of the family. Raises ConfigError for an architecture that there is not."""
+    member_of(architecture)
+    return _CLASSES[architecture]
+
+
+def load(
+    path_or_name: str | PathLike[str],
+    device: str | torch.device = "cpu",
+    architecture: Architecture | None = None,
+) -> CodecModel:
+    """The model of that name or file, in evaluation mode on `device`, of the class of its architecture.
 
     path_or_name: a file (official, CompressAI's or native), or a name: a bundled model
         ("mlicpp-s-0.0067") or one found in MLIC_FAST_MODELS.
     device: as for torch, or "auto": the first CUDA device, or else the CPU.
-    Raises FileNotFoundError, CheckpointError or WrongWeightsError saying what was looked for and where, DeviceError.
+    architecture: whose weights they are; None: as the file says, or the tensors tell; where they fit both MLIC++ and
+        MLIC+, MLIC++.
+    Raises FileNotFoundError, CheckpointError or WrongWeightsError saying what was looked for and where, DeviceError,
+    ConfigError for an architecture that there is not.
     """
+    from mlic_fast.checkpoint import read_checkpoint
     from mlic_fast.registry import resolve
 
-    return MLICPlusPlus.from_checkpoint(resolve(path_or_name), device)
+    path, place = resolve(path_or_name), resolve_device(device)
+    with memory_errors(f"loading {path}"):
+        checkpoint = read_checkpoint(path, architecture)
+        return class_of(checkpoint.config.architecture)._from_checkpoint(checkpoint, place)

@@ -62,7 +62,7 @@ class MlicImageFile(ImageFile.ImageFile):
     """
 
     format = FORMAT
-    format_description = "MLIC++ learned image compression"
+    format_description = "MLIC learned image compression"
 
     # Of the class, since copies and pickles are made without `_open`: they are loaded already.
     _data: bytes | None = None  # the file, until it is decoded

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rate control: choosing among models trained for several λ, by quality or by a target for rate or PSNR.
 
-A model has one rate-distortion trade-off; a larger λ gives larger files and closer pictures. So the models of one
-family (same widths, same metric), sorted by λ, are a ladder, and a target is met by encoding with a few of its
-rungs: a binary search. torch is imported only where something is encoded.
+A model has one rate-distortion trade-off; a larger λ gives larger files and closer pictures. So models of one
+architecture, widths and metric, sorted by λ, are a ladder, and a target is met by encoding with a few of its rungs: a
+binary search. torch is imported only where something is encoded.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlic_fast.checkpoint.labels import RELEASED_LAMBDAS
 from mlic_fast.config import LossMetric
+from mlic_fast.contexts import FAMILY
 from mlic_fast.errors import NotAModelError, TargetError
 from mlic_fast.registry import ENVIRONMENT, KnownWeights, available, find
 
@@ -228,18 +229,19 @@ def _shortfall(hit: Hit) -> float:
 
 
 def _largest_family(metric: LossMetric) -> list[KnownWeights]:
-    families: dict[tuple[int, int, int], list[KnownWeights]] = {}
+    families: dict[tuple[int, int, int, int], list[KnownWeights]] = {}
+    rank = {architecture: -number for number, architecture in enumerate(FAMILY)}
     for model in available().models:
         if model.lmbda is not None and model.metric == metric:
             c = model.config
-            families.setdefault((c.N, c.M, c.slice_num), []).append(model)
+            families.setdefault((c.N, c.M, c.slice_num, rank[c.architecture]), []).append(model)
     if not families:
         raise TargetError(
             f"there is no model at hand that says it was trained for {metric} and with which λ; `mlic-fast convert "
             f"--lambda --metric` writes both into a file, and {ENVIRONMENT} names files and folders of weights"
         )
 
-    def extent(family: tuple[int, int, int]) -> tuple[int, ...]:
+    def extent(family: tuple[int, int, int, int]) -> tuple[int, ...]:
         members = families[family]
         return any(model.origin != "bundled" for model in members), len({model.lmbda for model in members}), *family
 
@@ -260,6 +262,9 @@ def _check_named(models: list[KnownWeights]) -> None:
     metrics = sorted({model.metric or "unknown" for model in models})
     if len(metrics) > 1:
         raise TargetError(f"the models were trained for different metrics ({', '.join(metrics)}): name those of one")
+    titles = sorted({model.config.member.title for model in models})
+    if len(titles) > 1:
+        raise TargetError(f"the models are of different architectures ({', '.join(titles)}): name those of one")
 
 
 def _lambda_of(model: KnownWeights) -> float:

@@ -21,6 +21,7 @@ from mlic_fast.checkpoint.labels import SUFFIXES, stem
 from mlic_fast.checkpoint.native import SUFFIX, is_native, read_header
 from mlic_fast.checkpoint.shapes import parameter_count
 from mlic_fast.config import LossMetric, ModelConfig
+from mlic_fast.contexts import Architecture, member_of
 from mlic_fast.errors import CheckpointError, NotAModelError, WrongWeightsError
 
 # Used where nobody names a model: the middle one of those that are bundled.
@@ -135,11 +136,11 @@ def find(path_or_name: str | os.PathLike[str]) -> KnownWeights:
     return _identify(path, origins.get(path, "path"))
 
 
-def find_by_fingerprint(prefix: bytes, name: str | None = None) -> KnownWeights:
+def find_by_fingerprint(prefix: bytes, name: str | None = None, architecture: Architecture = "mlicpp") -> KnownWeights:
     """The model that a compressed file was written with.
 
-    prefix: the first bytes of its fingerprint, at least MIN_PREFIX; name: what the file calls it, for the
-        error's sake only: models are told apart by fingerprints, not by names.
+    prefix: the first bytes of its fingerprint, at least MIN_PREFIX; name, architecture: what the file calls it, for the
+        error's sake only: models are told apart by fingerprints.
     Raises WrongWeightsError, saying what the file wants and what is at hand.
     """
     if len(prefix) < MIN_PREFIX:
@@ -158,6 +159,9 @@ def find_by_fingerprint(prefix: bytes, name: str | None = None) -> KnownWeights:
             if model is not None and model.fingerprint.startswith(prefix):
                 return model
     wanted = f"{name!r}, fingerprint {prefix.hex()}" if name else f"fingerprint {prefix.hex()}"
+    if architecture != "mlicpp":
+        title = member_of(architecture).title
+        wanted += f", an {title} model (convert its weights with --architecture {architecture} if they do not say so)"
     raise WrongWeightsError(
         f"the file was written with other weights than those at hand. It wants {wanted}; at hand are "
         f"{', '.join(map(str, models)) or 'none'}{_told(problems)}. "

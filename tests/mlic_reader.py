@@ -10,6 +10,7 @@ import zlib
 from typing import Any
 
 MODES = {1: "grey", 2: "grey-alpha", 3: "rgb", 4: "rgb-alpha"}
+MODELS = {0: ("mlicpp", "new"), 1: ("mlicpp", "old"), 2: ("mlic", "new"), 3: ("mlic+", "new")}
 NEEDED = {1: "z_stream", 2: "y_stream", 3: "guard", 4: "alpha"}
 SKIPPED = {0x81: "icc_profile", 0x82: "exif", 0x83: "xmp", 0x84: "comment", 0x85: "thumbnail", 0x86: "resolution"}
 
@@ -54,11 +55,11 @@ def read(data: bytes) -> dict[str, Any]:
     demand(file.take(5) == b"\x8dMLIC", "no magic")
     demand(file.u8() == 1, "version")
     body_length, width, height = file.varint(), file.varint(), file.varint()
-    mode, variant, padding, layout, guard = file.take(5)
+    mode, model, padding, layout, guard = file.take(5)
     fingerprint = file.take(8)
     name = file.take(file.u8())
     file.checksum(0)
-    demand(mode in MODES and variant in (0, 1) and padding in (0, 1) and layout == 1 and guard in (0, 1), "codes")
+    demand(mode in MODES and model in MODELS and padding in (0, 1) and layout == 1 and guard in (0, 1), "codes")
     demand(width > 0 and height > 0, "an empty picture")
     demand(len(name) <= 64 and name.decode().isprintable(), "name")
 
@@ -84,7 +85,8 @@ def read(data: bytes) -> dict[str, Any]:
         "width": width,
         "height": height,
         "mode": MODES[mode],
-        "variant": ("new", "old")[variant],
+        "architecture": MODELS[model][0],
+        "variant": MODELS[model][1],
         "padding": ("zero", "fade")[padding],
         "name": name.decode(),
         "fingerprint": fingerprint.hex(),

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mlic_fast.checkerboard import Parity, pack
-from mlic_fast.contexts import CONTEXTS, Source
+from mlic_fast.contexts import FAMILY, Source, contexts_of
 
 ROOT = Path(__file__).parent.parent
 
@@ -36,7 +36,8 @@ LAYERS = (
     # what everybody may use
     ("passes", "output"),
     ("compute",),
-    ("checkerboard", "config", "contexts", "limits"),
+    ("checkerboard", "config", "limits"),
+    ("contexts",),
     ("errors",),
 )
 HEIGHT = {room: -depth for depth, rooms in enumerate(LAYERS) for room in rooms}
@@ -177,8 +178,21 @@ def test_the_document_has_the_table_of_contexts() -> None:
     feeds = {Source.DECODED: "both", Source.ANCHORS: "non-anchors", Source.PREVIOUS_AND_ANCHORS: "non-anchors"}
     assert rows == [
         (context.name, str(context.width), str(context.first), context.source.value, feeds[context.source])
-        for context in CONTEXTS
+        for context in contexts_of("mlicpp")
     ]
+
+
+def test_the_document_has_the_members() -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    table = re.search(r"^\| member ((?:\| `\w+` )+)\|\n\|[-|]+\n((?:\|.*\n)+)", text, re.M)
+    assert table is not None
+    names = re.findall(r"`(\w+)`", table[1])
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table[2].splitlines()]
+    assert [title for title, *_ in rows] == [member.title for member in FAMILY.values()]
+    for (_, *forms), member in zip(rows, FAMILY.values(), strict=True):
+        own = {context.name: context.form for context in member.contexts}
+        assert set(own) <= set(names)
+        assert forms == [own.get(name, "–") for name in names]
 
 
 def test_the_document_draws_the_checkerboard() -> None:

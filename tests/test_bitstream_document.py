@@ -87,7 +87,8 @@ def agree(data: bytes) -> None:
     if ours is None or theirs is None:
         return
     assert (ours.width, ours.height, ours.mode) == (theirs["width"], theirs["height"], theirs["mode"])
-    assert (ours.variant, ours.padding) == (theirs["variant"], theirs["padding"])
+    assert (ours.architecture, ours.variant) == (theirs["architecture"], theirs["variant"])
+    assert ours.padding == theirs["padding"]
     assert (ours.model_name, ours.fingerprint.hex()) == (theirs["name"], theirs["fingerprint"])
     chunks = {"z_stream": ours.z, "y_stream": ours.y, "guard": ours.guard, "alpha": ours.alpha}
     assert theirs["chunks"] == {name: content for name, content in chunks.items() if content is not None}
@@ -169,7 +170,7 @@ def test_info_says_what_the_other_reader_finds(files: dict[str, bytes], tmp_path
     for line, (name, data) in zip(run.stdout.splitlines(), files.items(), strict=True):
         said, found = json.loads(line), mlic_reader.read(data)
         assert (said["width"], said["height"], said["mode"]) == (found["width"], found["height"], found["mode"]), name
-        assert said["model"] == {key: found[key] for key in ("name", "fingerprint", "variant")}
+        assert said["model"] == {key: found[key] for key in ("name", "fingerprint", "architecture", "variant")}
         assert said["streams"] == {key: len(found["chunks"][f"{key}_stream"]) for key in "zy"}
         assert [(item["kind"], item["bytes"]) for item in said["metadata"]] == [
             (kind, len(content)) for kind, content in found["metadata"]

@@ -170,7 +170,12 @@ def put(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (put("format", 3), "a newer one wrote it, update"),
+        (put("format", 4), "a newer one wrote it, update"),
+        (put("rates", [0.0018, 0.0483]), "take a quantisation step.*cannot apply: update"),
+        (
+            put("config", {"N": 4, "M": 64, "slice_num": 2, "context_window": 5, "architecture": "mlicpp"}),
+            "in format 1",
+        ),
         (put("format", 0), "no format number"),
         (put("format", "1"), "no format number"),
         (put("name", "a/b"), "cannot be a model's name"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mlic_fast import contexts
-from mlic_fast.checkpoint import expected_shapes, infer_config, shapes
+from mlic_fast.checkpoint import expected_shapes, infer_config
 from mlic_fast.config import ModelConfig
 from mlic_fast.errors import CheckpointError
 
@@ -62,7 +62,7 @@ def test_other_tensors_are_refused(edit: dict[str, tuple[int, ...] | None], mess
 
 
 def test_other_models_are_refused() -> None:
-    with pytest.raises(CheckpointError, match=r"not the weights of an MLIC\+\+ model.*conv1\.weight"):
+    with pytest.raises(CheckpointError, match=r"not the weights of an MLIC\+\+.* model.*conv1\.weight"):
         infer_config({"conv1.weight": (64, 3, 7, 7)})
     with pytest.raises(CheckpointError, match="nothing"):
         infer_config({})
@@ -72,11 +72,12 @@ def test_widths_and_first_slices_come_from_the_contexts(monkeypatch: pytest.Monk
     """A member of the family without one of the contexts has other shapes, and they follow from the table alone."""
     config = ModelConfig(N=64, M=96, slice_num=3)
     whole = expected_shapes(config)
-    fewer = tuple(context for context in contexts.CONTEXTS if context.name != "global_intra_context")
-    late = tuple(c._replace(first=2) if c.name == "channel_context" else c for c in contexts.CONTEXTS)
+    member = contexts.FAMILY["mlicpp"]
+    fewer = tuple(context for context in member.contexts if context.name != "global_intra_context")
+    late = tuple(c._replace(first=2) if c.name == "channel_context" else c for c in member.contexts)
     name = "entropy_parameters_nonanchor.1.fusion.0.weight"
-    monkeypatch.setattr(contexts, "CONTEXTS", fewer)
+    monkeypatch.setitem(contexts.FAMILY, "mlicpp", member._replace(contexts=fewer))
     assert expected_shapes(config)[name][1] == whole[name][1] - 2 * config.slice_width
-    monkeypatch.setattr(contexts, "CONTEXTS", late)
-    monkeypatch.setattr(shapes, "CONTEXTS", late)
+    assert not [key for key in expected_shapes(config) if key.startswith("global_intra_context.")]
+    monkeypatch.setitem(contexts.FAMILY, "mlicpp", member._replace(contexts=late))
     assert not [key for key in expected_shapes(config) if key.startswith("channel_context.1.")]

@@ -194,12 +194,18 @@ def test_random_body_and_name_with_valid_checksums(chunks: bytes, name: bytes) -
         pytest.param(build(codes=bytes((3, 0, 0, 1, 2))), NotMlicFileError, "newer release.*guard is 2", id="guard"),
         pytest.param(build(codes=bytes((3, 0, 0, 2, 0))), NotMlicFileError, "newer.*coder layout is 2", id="layout"),
         pytest.param(build(codes=bytes((3, 0, 2, 1, 0))), NotMlicFileError, "newer.*padding rule is 2", id="padding"),
-        pytest.param(build(codes=bytes((3, 2, 0, 1, 0))), NotMlicFileError, "newer.*variant is 2", id="variant"),
+        pytest.param(build(codes=bytes((3, 255, 0, 1, 0))), NotMlicFileError, "newer.*model is 255", id="model"),
         pytest.param(build(codes=bytes((5, 0, 0, 1, 0))), NotMlicFileError, "newer.*picture mode is 5", id="mode"),
         pytest.param(
-            build(chunks=b"\x01\x01z\x02\x01y\x05\x01t"),
+            build(chunks=b"\x05\x02\x00\x01" + BOTH),
             NotMlicFileError,
-            "newer.*needs chunk 0x05",
+            "newer.*quantisation step, chunk 0x05",
+            id="step",
+        ),
+        pytest.param(
+            build(chunks=b"\x01\x01z\x02\x01y\x06\x01t"),
+            NotMlicFileError,
+            "newer.*needs chunk 0x06",
             id="critical chunk",
         ),
         pytest.param(build(chunks=b"\x03\x01g" + BOTH), BitstreamError, "guard none", id="guard not announced"),
@@ -351,7 +357,12 @@ def test_describe_is_json_and_needs_no_torch() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     described = json.loads(run.stdout)
-    assert described["model"] == {"name": "mlicpp-small", "fingerprint": "0001020304050607", "variant": "new"}
+    assert described["model"] == {
+        "name": "mlicpp-small",
+        "fingerprint": "0001020304050607",
+        "architecture": "mlicpp",
+        "variant": "new",
+    }
     assert described["metadata"] == [{"kind": "0xfe", "bytes": 3}, {"kind": "exif", "bytes": 1}]
     assert described["streams"] == {"z": 3, "y": 8}
     assert (described["width"], described["height"], described["mode"]) == (600, 400, "rgb")

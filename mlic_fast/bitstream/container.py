@@ -15,6 +15,7 @@ from enum import IntEnum
 from typing import Any, Literal, NoReturn, TypeVar
 
 from mlic_fast.bitstream import alpha_plane
+from mlic_fast.contexts import Architecture
 from mlic_fast.errors import BitstreamError, LimitError, MlicError, NotMlicFileError, TruncatedFileError
 from mlic_fast.limits import Limits
 
@@ -36,11 +37,17 @@ Guard = Literal["none", "moved-boundaries"]
 
 # Each header field that holds a code: its name in messages, and what the codes mean.
 _MODES: dict[int, Mode] = {1: "grey", 2: "grey-alpha", 3: "rgb", 4: "rgb-alpha"}  # the number of channels
-_VARIANTS: dict[int, Variant] = {0: "new", 1: "old"}
+_MODELS: dict[int, tuple[Architecture, Variant]] = {
+    0: ("mlicpp", "new"),
+    1: ("mlicpp", "old"),
+    2: ("mlic", "new"),
+    3: ("mlic+", "new"),
+}
 _PADDINGS: dict[int, Padding] = {0: "zero", 1: "fade"}
 _LAYOUTS: dict[int, CoderLayout] = {1: "rans64"}
 _GUARDS: dict[int, Guard] = {0: "none", 1: "moved-boundaries"}
 
+_Meaning = TypeVar("_Meaning")
 _T = TypeVar("_T", bound=str)
 
 _TOO_MANY = f"the .mlic file has more than {MAX_METADATA_CHUNKS} chunks of metadata: it is damaged, or made to do harm"
@@ -57,6 +64,7 @@ class ChunkKind(IntEnum):
     Y_STREAM = 0x02
     GUARD = 0x03
     ALPHA = 0x04
+    STEP = 0x05  # of y's quantisation, 1 without the chunk; no release writes it yet
     ICC_PROFILE = 0x81
     EXIF = 0x82
     XMP = 0x83
@@ -86,7 +94,7 @@ class Mlic:
     width, height: size of the picture in pixels, before padding, at least 1.
     mode: "grey", "grey-alpha", "rgb" or "rgb-alpha", 8 bits a sample. Colours and grey are
         coded as three channels, alpha apart and without loss.
-    variant, model_name, fingerprint: the weights; the name is for people (printable, at most
+    architecture, variant, model_name, fingerprint: the weights; the name is for people (printable, at most
         64 bytes of UTF-8, may be empty), the fingerprint (8 bytes) decides.
     z, y: the two entropy-coded streams, as the coder layout says.
     padding: how the picture was filled up to multiples of 64; always right and bottom, so
@@ -113,6 +121,7 @@ class Mlic:
     guard: bytes | None = None
     alpha: bytes | None = None
     metadata: tuple[Metadata, ...] = ()
+    architecture: Architecture = "mlicpp"
 
     def __post_init__(self) -> None:
         for side in ("width", "height"):
@@ -176,7 +185,7 @@ def write(mlic: Mlic) -> bytes:
             bytes(
                 (
                     _code(_MODES, mlic.mode, "mode"),
-                    _code(_VARIANTS, mlic.variant, "variant"),
+                    _model_code(mlic),
                     _code(_PADDINGS, mlic.padding, "padding"),
                     _code(_LAYOUTS, mlic.coder_layout, "coder layout"),
                     _code(_GUARDS, _guard_name(mlic), "guard"),
@@ -215,7 +224,7 @@ def read(data: bytes | bytearray | memoryview, limits: Limits | None = None) -> 
         raise BitstreamError("the header of the .mlic file is damaged (its checksum differs): get the file again")
 
     mode = _meaning(_MODES, codes[0], "picture mode")
-    variant = _meaning(_VARIANTS, codes[1], "model variant")
+    architecture, variant = _meaning(_MODELS, codes[1], "model")
     padding = _meaning(_PADDINGS, codes[2], "padding rule")
     layout = _meaning(_LAYOUTS, codes[3], "coder layout")
     guard = _meaning(_GUARDS, codes[4], "guard")
@@ -250,6 +259,7 @@ def read(data: bytes | bytearray | memoryview, limits: Limits | None = None) -> 
         guard=chunks.get(ChunkKind.GUARD),
         alpha=chunks.get(ChunkKind.ALPHA),
         metadata=metadata,
+        architecture=architecture,
     )
 
 
@@ -270,7 +280,12 @@ def describe(data: bytes | bytearray | memoryview) -> dict[str, Any]:
         "height": mlic.height,
         "mode": mlic.mode,
         "bits_per_pixel": 8 * size / (mlic.width * mlic.height),
-        "model": {"name": mlic.model_name, "fingerprint": mlic.fingerprint.hex(), "variant": mlic.variant},
+        "model": {
+            "name": mlic.model_name,
+            "fingerprint": mlic.fingerprint.hex(),
+            "architecture": mlic.architecture,
+            "variant": mlic.variant,
+        },
         "padding": mlic.padding,
         "coder_layout": mlic.coder_layout,
         "guard": {"kind": _guard_name(mlic), **({} if guard is None else {"bytes": len(guard)})},
@@ -310,6 +325,8 @@ def _read_chunks(body: bytes, limits: Limits) -> tuple[dict[int, bytes], tuple[M
                 raise BitstreamError(_TOO_MANY)
             continue
         content = reader.take(length, f"chunk {_kind_name(kind)}")
+        if kind == ChunkKind.STEP:
+            _raise_newer(f"it was coded with a quantisation step, chunk {kind:#04x}, which this release cannot apply")
         if kind not in _NEEDED:
             _raise_newer(f"it needs chunk {kind:#04x}, which this release does not know")
         if kind in needed:
@@ -346,7 +363,7 @@ def _raise_newer(why: str) -> NoReturn:
     raise NotMlicFileError(f"the .mlic file was written by a newer release of mlic_fast ({why}): update mlic_fast")
 
 
-def _meaning(table: dict[int, _T], code: int, field: str) -> _T:
+def _meaning(table: dict[int, _Meaning], code: int, field: str) -> _Meaning:
     if code not in table:
         _raise_newer(f"its {field} is {code}, this release knows {', '.join(map(str, table))}")
     return table[code]
@@ -357,6 +374,13 @@ def _code(table: dict[int, _T], value: str, field: str) -> int:
         if meaning == value:
             return code
     raise BitstreamError(f"{field} must be one of {', '.join(table.values())}, not {value!r}")
+
+
+def _model_code(mlic: Mlic) -> int:
+    for code, meaning in _MODELS.items():
+        if meaning == (mlic.architecture, mlic.variant):
+            return code
+    raise BitstreamError(f"no file can say that its model is {mlic.architecture!r:.80}, variant {mlic.variant!r:.80}")
 
 
 def _kind_name(kind: int) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from mlic_fast.checkpoint.files import Checkpoint, read_checkpoint
 from mlic_fast.checkpoint.native import SUFFIX, Deltas, NativeHeader, write_native
 from mlic_fast.config import LossMetric
+from mlic_fast.contexts import Architecture
 from mlic_fast.errors import CheckpointError
 
 
@@ -27,6 +28,7 @@ def convert(
     target: str | os.PathLike[str],
     *,
     name: str | None = None,
+    architecture: Architecture | None = None,
     lmbda: float | None = None,
     metric: LossMetric | None = None,
     guard_deltas: Deltas | None = None,
@@ -34,15 +36,16 @@ def convert(
 ) -> Conversion:
     """Read weights of any kind and write them as native safetensors, with coding tables, whole or not at all.
 
-    name: default the source's name. lmbda, metric: default what the source says, in its header or its file name.
+    architecture: whose weights they are, as for `read_checkpoint`. name: default the source's name.
+    lmbda, metric: default what the source says, in its header or its file name.
     guard_deltas: likewise, see NativeHeader; a model that is halved loses the source's.
     half: see `write_native`; the converted model then is another model than the source, with its own fingerprint.
-    Raises FileNotFoundError, CheckpointError, and OSError where the target cannot be written.
+    Raises FileNotFoundError, CheckpointError, ConfigError, and OSError where the target cannot be written.
     """
     target = Path(target)
     if target.suffix != SUFFIX:
         raise CheckpointError(f"{target}: native weights end in {SUFFIX}; models are found by it")
-    checkpoint = read_checkpoint(source)
+    checkpoint = read_checkpoint(source, architecture)
     guessed = checkpoint.guessed and (
         (lmbda is None and checkpoint.lmbda is not None) or (metric is None and checkpoint.metric is not None)
     )

@@ -25,6 +25,7 @@ from mlic_fast.checkpoint.validate import (
 )
 from mlic_fast.compute.defaults import float32_on_cpu
 from mlic_fast.config import LossMetric, ModelConfig
+from mlic_fast.contexts import Architecture, member_of
 from mlic_fast.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -67,24 +68,28 @@ class Checkpoint:
 
 
 @float32_on_cpu()
-def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Read weights: official files (torch.save), CompressAI's own MLIC++, native safetensors.
+def read_checkpoint(path: str | os.PathLike[str], architecture: Architecture | None = None) -> Checkpoint:
+    """Read weights: official files (torch.save), CompressAI's own family, native safetensors.
 
     Wrapper prefixes and older CompressAI names are understood, half precision becomes float32, saved coding
     tables are kept and missing ones computed. Everything is validated.
+    architecture: whose weights they are; None: as a native file says, else as the tensors' names tell. MLIC+'s and
+        MLIC++'s have the same: they are MLIC++'s then.
     Raises FileNotFoundError for a missing file, CheckpointError for one that is damaged, holds code, or is
-    no MLIC++ model's.
+    no model's of the family or of that architecture, ConfigError for an architecture that there is not.
     """
     path = Path(path)
     check_readable(path)
     header: NativeHeader | None = None
-    taken = ""
+    taken, said = "", None
     if is_native(path):
         tensors, header = read_native(path)
     else:
-        tensors, taken = read_pickle(path, zipped=is_zip(path))
+        tensors, taken, said = read_pickle(path, zipped=is_zip(path))
     try:
-        checkpoint = _complete(tensors, header, stem(path), str(path), taken)
+        if header is not None:
+            said = header.config.architecture
+        checkpoint = _complete(tensors, header, stem(path), str(path), taken, _agreed(said, architecture))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     if header is not None and checkpoint.fingerprint != header.fingerprint:
@@ -96,10 +101,12 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
 
 @float32_on_cpu()
-def checkpoint_from_state_dict(state_dict: Mapping[str, Any], *, name: str = "unnamed") -> Checkpoint:
+def checkpoint_from_state_dict(
+    state_dict: Mapping[str, Any], *, name: str = "unnamed", architecture: Architecture | None = None
+) -> Checkpoint:
     """The same for tensors that are already in memory, of any device: names, validation, tables, fingerprint.
 
-    Raises CheckpointError if they are no MLIC++ model's.
+    Raises CheckpointError if they are no model's of the family or of that architecture, ConfigError.
     """
     if not isinstance(state_dict, Mapping):
         raise CheckpointError(
@@ -107,18 +114,23 @@ def checkpoint_from_state_dict(state_dict: Mapping[str, Any], *, name: str = "un
             "give model.state_dict()"
         )
     inside, taken = weights_in(state_dict)
-    return _complete(inside, None, name, "a state dict", taken)
+    return _complete(inside, None, name, "a state dict", taken, architecture)
 
 
 def _complete(
-    tensors: Mapping[str, Any], header: NativeHeader | None, name: str, source: str, taken: str
+    tensors: Mapping[str, Any],
+    header: NativeHeader | None,
+    name: str,
+    source: str,
+    taken: str,
+    architecture: Architecture | None,
 ) -> Checkpoint:
     layout = layout_of(tensors)
     named = official_names(tensors)
     _check_kinds(named)
     # Shapes come first: what is allocated below is then bounded by a valid configuration.
     shapes = {key: tuple(tensor.shape) for key, tensor in named.items()}
-    config = infer_config(shapes)
+    config = infer_config(shapes, architecture)
     if header is not None and header.config != config:
         raise CheckpointError(f"the tensors make {config}, the header says {header.config}; the file was edited")
     check_shapes(shapes, config)
@@ -135,7 +147,7 @@ def _complete(
     return Checkpoint(
         state_dict=ordered,
         config=config,
-        fingerprint=fingerprint(ordered),
+        fingerprint=fingerprint(ordered, config.architecture),
         name=name if header is None else header.name,
         lmbda=labels[0],
         metric=labels[1],
@@ -146,6 +158,16 @@ def _complete(
         taken=taken,
         guard_deltas=None if header is None else header.guard_deltas,
     )
+
+
+def _agreed(said: Architecture | None, wanted: Architecture | None) -> Architecture | None:
+    """The architecture of weights of which the file says one and the caller wants one. Raises CheckpointError."""
+    if said is None or wanted is None:
+        return said or wanted
+    if said != wanted:
+        titles = member_of(said).title, member_of(wanted).title
+        raise CheckpointError("the file says that it holds an {} model, not an {} one".format(*titles))
+    return said
 
 
 def _check_kinds(tensors: Mapping[str, Any]) -> None:

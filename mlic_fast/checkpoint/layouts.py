@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the names that weights have in files to the official ones: wrappers, older CompressAI, CompressAI's own MLIC++.
+"""From the names that weights have in files to the official ones: wrappers, older CompressAI, CompressAI's own family.
 
 Official names here means those of the authors' code with the entropy bottleneck spelt as
 CompressAI 1.2.8 spells it (`matrices.0`); `shapes.expected_shapes` lists them.
@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from mlic_fast.checkpoint.shapes import GAUSSIAN_TABLES, SCALE_TABLE
+from mlic_fast.contexts import FAMILY, Architecture
 from mlic_fast.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ _DEEPEST = 4
 _BOTTLENECK = re.compile(r"entropy_bottleneck\._(?:(matri|bia|facto)(?:x|s|r)|(matri|bias|facto)(?:ces|es|rs)\.)(\d)")
 _BOTTLENECK_PLURAL = {"matri": "matrices", "bia": "biases", "bias": "biases", "facto": "factors"}
 
-# CompressAI's own MLIC++ → official.
+# CompressAI's own MLIC, MLIC+ and MLIC++ → official.
 _SLICE = r"latent_codec\.y\.latent_codec\.y(\d+)\."
 _COMPRESSAI = tuple(
     (re.compile(pattern), replacement)
@@ -54,7 +55,7 @@ def weights_in(saved: Mapping[Any, Any]) -> tuple[Any, str]:
 
     saved: a state dict, or a dictionary with one in it under any key ("state_dict", "model", "ema", …) beside other
     things. Names may have a prefix ("model." in PyTorch Lightning's files); names without it are left out then, and
-    so is the count beside a moving average. What has no MLIC++ weights is given back as it is.
+    so is the count beside a moving average. What has no weights of the family is given back as it is.
     Raises CheckpointError if several fit.
     """
     if "mlic_fast" in saved:  # our own training's file, with the weights before averaging beside the others
@@ -75,6 +76,22 @@ def weights_in(saved: Mapping[Any, Any]) -> tuple[Any, str]:
             raise CheckpointError(f"some names after {prefix!r} are there twice: save one model alone")
         state_dict = named
     return {name: value for name, value in state_dict.items() if name != "n_averaged"}, _place(key, prefix)
+
+
+def architecture_in(saved: Mapping[Any, Any]) -> Architecture | None:
+    """Which member of the family a file of our own training says that it trained; None for other files.
+
+    Raises CheckpointError for one that there is not.
+    """
+    found: Any = saved
+    for key in ("mlic_fast", "recipe", "model", "architecture"):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    if found is None:
+        return None
+    for architecture in FAMILY:
+        if found == architecture:
+            return architecture
+    raise CheckpointError(f"it was trained as {found!r:.80}, which this release does not know: update mlic-fast")
 
 
 def _fitting(
@@ -102,7 +119,7 @@ def _place(key: str, prefix: str) -> str:
 
 
 def layout_of(state_dict: Mapping[str, Any]) -> Literal["official", "compressai"]:
-    """Whose names these are, wrappers aside: the authors' or those of CompressAI's own MLIC++.
+    """Whose names these are, wrappers aside: the authors' or those of CompressAI's own family.
 
     Raises CheckpointError if a name is no string.
     """
@@ -177,7 +194,7 @@ def _merge_gaussian_copies(copies: Mapping[str, list[tuple[str, Any]]], result: 
                 advice = (
                     "one stream cannot be coded with several tables; call update(force=True) on that model and save it"
                     if name in (*GAUSSIAN_TABLES, SCALE_TABLE)
-                    else "MLIC++ has one Gaussian model for all slices"
+                    else "a model has one Gaussian model for all slices"
                 )
                 raise CheckpointError(f"{first_name} and {other_name} differ: {advice}")
         if name in result:

@@ -2,12 +2,16 @@
 """The native form of weights: a safetensors file that says which model it is.
 
 Its metadata has one key, "mlic_fast", with a JSON object (one key, so that the same weights make the same
-bytes): "format" (1 or 2), "name", "lmbda" (number or null), "metric" ("mse", "ms-ssim" or null), "config" (N, M,
+bytes): "format" (1, 2 or 3), "name", "lmbda" (number or null), "metric" ("mse", "ms-ssim" or null), "config" (N, M,
 slice_num, context_window, variant), "fingerprint" (hex), and for calibrated models "guard_deltas" (a list for
 each pass with a multiple of 1e-7 for each channel). Readers ignore keys that they do not know and refuse a
 larger "format". Tensors have official names; floats are float32, or float16 where `halved` says so; coding tables
 are int32 and always there. In format 2 the tables of bounds are int16: the lower half of each bound, so that
 65536, with which every row ends, is 0.
+
+Format 3 is for what older releases would decode wrongly: whatever else is in the file, they refuse it. "config" then
+may have an "architecture" (absent: "mlicpp"), and the key "rates" is kept for weights that take a quantisation step
+(absent: the step is 1); this release writes none, and refuses files that have it. The tables' form is as in 1 or 2.
 """
 
 from __future__ import annotations
@@ -35,7 +39,7 @@ if TYPE_CHECKING:
 Deltas = tuple[tuple[float, ...], ...]
 
 SUFFIX = ".safetensors"
-FORMAT = 2
+FORMAT = 3
 MAX_NAME_LENGTH = 255
 
 _KEY = "mlic_fast"
@@ -144,14 +148,14 @@ def write_native(
     if half:
         stored |= {name: stored[name].to(torch.int16) for name in _BOUNDS}
     shapes = {key: tuple(value.shape) for key, value in stored.items()}
-    header = NativeHeader(name, config, fingerprint(loaded), lmbda, metric, shapes, guard_deltas)
+    header = NativeHeader(name, config, fingerprint(loaded, config.architecture), lmbda, metric, shapes, guard_deltas)
     labels: dict[str, Any] = {
         # what older releases can read says so
-        "format": 2 if half else 1,
+        "format": FORMAT if config.architecture != "mlicpp" else 2 if half else 1,
         "name": name,
         "lmbda": lmbda,
         "metric": metric,
-        "config": asdict(config),
+        "config": _config_values(config),
         "fingerprint": header.fingerprint.hex(),
     }
     if guard_deltas is not None:
@@ -235,6 +239,20 @@ def _check_deltas(deltas: Deltas | None, config: ModelConfig) -> None:
         raise CheckpointError(str(error)) from None
 
 
+def _config_values(config: ModelConfig) -> dict[str, Any]:
+    values = asdict(config)
+    if config.architecture == "mlicpp":  # as every release has written it
+        del values["architecture"]
+    return values
+
+
+def _config(version: int, values: Any) -> ModelConfig:
+    """Raises ConfigError; TypeError for an architecture in a format that older releases read without looking at it."""
+    if version < 3 and isinstance(values, dict) and "architecture" in values:
+        raise TypeError(f"an architecture in format {version}")
+    return ModelConfig.from_object(values)
+
+
 def _codes(deltas: Deltas) -> list[list[int]]:
     return [[delta_code(delta) for delta in channels] for channels in deltas]
 
@@ -293,6 +311,11 @@ def _parse_metadata(path: Path, values: dict[str, Any], shapes: dict[str, Shape]
         raise CheckpointError(
             f"{path} has format {version}, this release reads up to {FORMAT}: a newer one wrote it, update mlic-fast"
         )
+    if "rates" in values:
+        raise CheckpointError(
+            f'{path}: these weights take a quantisation step (metadata "rates"), which this release cannot apply: '
+            "update mlic-fast"
+        )
     name, lmbda, metric = values.get("name"), values.get("lmbda"), values.get("metric")
     if not isinstance(name, str) or not (lmbda is None or type(lmbda) in (int, float)):
         raise CheckpointError(f"{path}: name {name!r} or λ {lmbda!r} is of the wrong type; the file is damaged")
@@ -300,7 +323,7 @@ def _parse_metadata(path: Path, values: dict[str, Any], shapes: dict[str, Shape]
         lmbda = None if lmbda is None else float(lmbda)
         _check_labels(name, lmbda, metric)
         digest = bytes.fromhex(values["fingerprint"])
-        config = ModelConfig.from_object(values["config"])
+        config = _config(version, values["config"])
         deltas = _deltas(values.get("guard_deltas"))
         _check_deltas(deltas, config)
     except CheckpointError as error:

@@ -18,8 +18,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
-from mlic_fast.checkpoint.layouts import weights_in
+from mlic_fast.checkpoint.layouts import architecture_in, weights_in
 from mlic_fast.checkpoint.pickle_scan import ForeignObjectError, ScanError, scan_pickle
+from mlic_fast.contexts import Architecture
 from mlic_fast.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -37,8 +38,9 @@ _LEGACY_PICKLES = 5
 
 def read_pickle(
     path: Path, *, zipped: bool, choose: Callable[[Mapping[Any, Any]], tuple[Any, str]] = weights_in
-) -> tuple[dict[str, Tensor], str]:
-    """Tensors of the state dict in a torch.save file, under the dtypes of the file, on the CPU; and what was taken.
+) -> tuple[dict[str, Tensor], str, Architecture | None]:
+    """Tensors of the state dict in a torch.save file, under the dtypes of the file, on the CPU; what was taken; and
+    the architecture, where the file is one of our own training's.
 
     The file holds a state dict, or a dictionary with one in it that `choose` finds, see `layouts.weights_in` (what else
     is in there, optimizers for example, is left alone). Tensors may be views of the mapped file: copy what is kept.
@@ -51,15 +53,16 @@ def read_pickle(
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             _check_pickles(path, cast("IO[bytes]", content), count=_LEGACY_PICKLES)
     loaded = _load(path, mapped=zipped)
-    state_dict, taken = loaded, ""
+    state_dict, taken, architecture = loaded, "", None
     if isinstance(loaded, Mapping):
         try:
+            architecture = architecture_in(loaded)
             state_dict, taken = choose(loaded)
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}") from error
     if not isinstance(state_dict, Mapping) or not state_dict:
         raise CheckpointError(f"{path} holds {_kind(state_dict)} where a state dict should be")
-    return _tensors(state_dict, path), taken
+    return _tensors(state_dict, path), taken, architecture
 
 
 def _checked_entries(path: Path) -> bytes:

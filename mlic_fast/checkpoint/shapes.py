@@ -12,8 +12,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 
-from mlic_fast.config import ModelConfig
-from mlic_fast.contexts import CONTEXTS, inputs_of, width_of
+from mlic_fast.config import HEAD_WIDTH, ModelConfig, Variant
+from mlic_fast.contexts import FAMILY, Architecture, Form, contexts_of, inputs_of, member_of, width_of
 from mlic_fast.errors import CheckpointError, ConfigError
 
 Shape = tuple[int, ...]
@@ -49,41 +49,86 @@ def is_position_index(name: str) -> bool:
     return name.endswith(".relative_position_index")
 
 
-def infer_config(shapes: Mapping[str, Shape]) -> ModelConfig:
-    """Find N, M, slice_num, context_window and variant in canonical names and shapes.
+def infer_config(shapes: Mapping[str, Shape], architecture: Architecture | None = None) -> ModelConfig:
+    """Find N, M, slice_num, context_window, variant and architecture in canonical names and shapes.
 
     Only the telling tensors are looked at; whether all the others fit is `validate`'s question.
-    Raises CheckpointError if these are not the tensors of an MLIC++ model.
+    architecture: None: the member of the family whose names these are, or nearly are; of members with the same names
+        the first in `FAMILY`, MLIC++.
+    Raises CheckpointError if these are not the tensors of a model of the family, or of that member, and ConfigError
+    for an architecture that there is not.
     """
-    slices = {
-        int(m.group(1)) for name in shapes if (m := re.fullmatch(r"local_context\.(\d{1,4})\.fusion\.weight", name))
-    }
+    slices = {int(m.group(1)) for name in shapes if (m := _LOCAL.fullmatch(name))}
     if slices != set(range(len(slices))) or not slices:
         found = f"slices {sorted(slices)[:20]}" if slices else "none"
         raise CheckpointError(
-            f"these are not the weights of an MLIC++ model: its local contexts (local_context.0 …) are numbered "
+            f"these are not the weights of {_wanted(architecture)}: local contexts (local_context.0 …) are numbered "
             f"from 0 without gaps, here there are {found}; the names begin with {_some(sorted(shapes))}"
         )
-    window = _dimension(shapes, "local_context.0.fusion.weight", 4, 3)
     # M = N leaves no other trace of the old synthesis transform; the old residual prediction has one layer more.
-    old = "lrp_anchor.0.lrp_transform.6.weight" in shapes
+    variant: Variant = "old" if "lrp_anchor.0.lrp_transform.6.weight" in shapes else "new"
+    first = next(name for name in shapes if (m := _LOCAL.fullmatch(name)) and m.group(1) == "0")
+    member = _member(shapes, len(slices), variant, architecture)
     try:
         return ModelConfig(
             N=_dimension(shapes, "g_a.analysis_transform.0.conv1.weight", 4, 0),
             M=_dimension(shapes, "g_a.analysis_transform.6.weight", 4, 0),
             slice_num=len(slices),
-            context_window=window,
-            variant="old" if old else "new",
+            context_window=_dimension(shapes, first, 4, 3),
+            variant=variant,
+            architecture=member,
         )
     except ConfigError as error:
-        raise CheckpointError(f"the shapes of these weights make no valid MLIC++ model: {error}") from error
+        title = member_of(member).title
+        raise CheckpointError(f"the shapes of these weights make no valid {title} model: {error}") from error
+
+
+# A weight that every slice's local context has, in each form.
+_LOCAL = re.compile(r"local_context\.(\d{1,4})\.(?:fusion|context\.0)\.weight")
+_LATE_SLICE = re.compile(r"\w+\.(?:[2-9]|\d{2,})\..*")
+
+
+def _member(shapes: Mapping[str, Shape], slice_num: int, variant: Variant, wanted: Architecture | None) -> Architecture:
+    """The member whose tensors have these names, as far as slices 0 and 1 go."""
+    count = min(slice_num, 2)
+    names = {name for name in shapes if not _LATE_SLICE.fullmatch(name)}
+
+    def expected(architecture: Architecture) -> set[str]:
+        # names are those of any width
+        size = {"N": HEAD_WIDTH, "M": HEAD_WIDTH * count, "slice_num": count}
+        own: Variant = variant if architecture == "mlicpp" else "new"
+        return set(expected_shapes(ModelConfig(**size, variant=own, architecture=architecture)))
+
+    unlike = {architecture: len(names ^ expected(architecture)) for architecture in FAMILY}
+    found = min(FAMILY, key=lambda architecture: unlike[architecture])
+    if wanted is None:
+        return found
+    member_of(wanted)
+    if unlike[wanted] > unlike[found]:
+        lacking, held = sorted(expected(wanted) - names), sorted(names - expected(wanted))
+        raise CheckpointError(
+            f"these are the weights of {_titled(found)}, not of {_titled(wanted)}: they lack {_some(lacking)} and hold "
+            f"{_some(held)}"
+        )
+    return wanted
+
+
+def _titled(architecture: Architecture) -> str:
+    return f"an {member_of(architecture).title} model"
+
+
+def _wanted(architecture: Architecture | None) -> str:
+    if architecture is not None:
+        return _titled(architecture)
+    *others, last = (member.title for member in FAMILY.values())
+    return f"an {', '.join(others)} or {last} model" if others else f"an {last} model"
 
 
 def _dimension(shapes: Mapping[str, Shape], name: str, rank: int, axis: int) -> int:
     shape = shapes.get(name)
     if shape is None:
         raise CheckpointError(
-            f"these are not the weights of an MLIC++ model: {name} is missing; the names begin with "
+            f"these are not the weights of {_wanted(None)}: {name} is missing; the names begin with "
             f"{_some(sorted(shapes))}"
         )
     if len(shape) != rank:
@@ -104,14 +149,16 @@ def _model(config: ModelConfig) -> Entries:
     yield from _under("h_s.increase", _hyper_synthesis(n, m))
     yield from _gaussian_conditional()
     slices = range(config.slice_num)
-    first = {context.name: context.first for context in CONTEXTS}
-    for name, entries in _CONTEXT_ENTRIES.items():
-        for i in slices[first.get(name, len(slices)) :]:
-            yield from _under(f"{name}.{i}", entries(i, config))
+    contexts = {context.name: context for context in contexts_of(config.architecture)}
+    for name, forms in _CONTEXT_ENTRIES.items():
+        if context := contexts.get(name):
+            for i in slices[context.first :]:
+                yield from _under(f"{name}.{i}", forms[context.form](i, config))
     for name in ("anchor", "nonanchor"):
         for i in slices:
-            inputs = inputs_of(i).anchors if name == "anchor" else inputs_of(i).nonanchors
-            width = width_of(inputs, c) + 2 * m  # the contexts, then the hyper-parameters
+            inputs = inputs_of(config.architecture, i)
+            # the contexts, then the hyper-parameters
+            width = width_of(inputs.anchors if name == "anchor" else inputs.nonanchors, c) + 2 * m
             yield from _under(f"entropy_parameters_{name}.{i}.fusion", _convs((width, 320, 256, 128, 2 * c), 1))
     for name in ("anchor", "nonanchor"):
         for i in slices:
@@ -238,6 +285,10 @@ def _local_context(c: int, window: int) -> Entries:
     yield from _conv("fusion", c, 2 * c, window)
 
 
+def _stacked_context(c: int, window: int) -> Entries:
+    return _under("context", _convs((c, c, c, 2 * c), window))
+
+
 def _channel_context(width: int, c: int) -> Entries:
     return _under("fushion", _convs((width, 192, 128, 4 * c), 3))
 
@@ -255,10 +306,22 @@ def _global_context(width: int, c: int, *, inter: bool) -> Entries:
         yield from _conv("skip", inner, 2 * c, 1)
 
 
-# The tensors of one slice's module of each context: (slice number, configuration) → entries. In the model's order.
-_CONTEXT_ENTRIES: dict[str, Callable[[int, ModelConfig], Entries]] = {
-    "local_context": lambda i, config: _local_context(config.slice_width, config.context_window),
-    "channel_context": lambda i, config: _channel_context(i * config.slice_width, config.slice_width),
-    "global_inter_context": lambda i, config: _global_context(i * config.slice_width, config.slice_width, inter=True),
-    "global_intra_context": lambda i, config: _global_context(config.slice_width, config.slice_width, inter=False),
+def _inter_context(i: int, config: ModelConfig) -> Entries:
+    return _global_context(i * config.slice_width, config.slice_width, inter=True)
+
+
+def _intra_context(i: int, config: ModelConfig) -> Entries:
+    return _global_context(config.slice_width, config.slice_width, inter=False)
+
+
+# The tensors of one slice's module by the context's name and form: (slice number, configuration) → entries. In a
+# model's order.
+_CONTEXT_ENTRIES: dict[str, dict[Form, Callable[[int, ModelConfig], Entries]]] = {
+    "local_context": {
+        "windows": lambda i, config: _local_context(config.slice_width, config.context_window),
+        "stack": lambda i, config: _stacked_context(config.slice_width, config.context_window),
+    },
+    "channel_context": {"convolutions": lambda i, config: _channel_context(i * config.slice_width, config.slice_width)},
+    "global_inter_context": {"linear attention": _inter_context, "softmax attention": _inter_context},
+    "global_intra_context": {"linear attention": _intra_context, "softmax attention": _intra_context},
 }

@@ -185,7 +185,8 @@ def _check_cdfs(prefix: str, state_dict: Mapping[str, Tensor], count: int, reaso
 
 
 def _text(config: ModelConfig) -> str:
-    return f"an MLIC++ model with N={config.N}, M={config.M}, {config.slice_num} slices, variant {config.variant!r}"
+    shape = f"N={config.N}, M={config.M}, {config.slice_num} slices, variant {config.variant!r}"
+    return f"an {config.member.title} model with {shape}"
 
 
 def _some(items: Iterable[str]) -> str:

@@ -8,11 +8,12 @@ from dataclasses import asdict
 from typing import Any
 
 from mlic_fast.cli import common
+from mlic_fast.contexts import FAMILY
 from mlic_fast.output import try_file
 
 DESCRIPTION = (
-    "Convert a checkpoint (official, old or new, or CompressAI's own MLIC++) to the native form: safetensors with "
-    "configuration, variant, lambda, metric and fingerprint, which loads faster and runs no code."
+    "Convert a checkpoint (official, old or new, or CompressAI's own family) to the native form: safetensors with "
+    "architecture, configuration, variant, lambda, metric and fingerprint, which loads faster and runs no code."
 )
 
 EPILOG = """Pickles are read without running code in them; what they hold beside tensors and plain values is
@@ -29,6 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", metavar="IN", help="checkpoint")
     parser.add_argument("output", metavar="OUT.safetensors", help="native file to write")
     parser.add_argument("--name", help="name that files will say they were written with (default: from IN's name)")
+    parser.add_argument(
+        "--architecture",
+        choices=tuple(FAMILY),
+        help="whose weights they are (default: as IN says, or its tensors tell; mlicpp where they fit mlic+ too)",
+    )
     parser.add_argument("--lambda", dest="lmbda", type=float, help="rate-distortion trade-off it was trained for")
     parser.add_argument("--metric", choices=("mse", "ms-ssim"), help="distortion it was trained for")
     parser.add_argument(
@@ -50,18 +56,20 @@ def run(options: argparse.Namespace) -> None:
             options.input,
             options.output,
             name=options.name,
+            architecture=options.architecture,
             lmbda=options.lmbda,
             metric=options.metric,
             half=options.half,
         )
     source, written = done.source, done.written
+    config = written.config
     facts: dict[str, Any] = {
         "input": options.input,
         "output": options.output,
         "name": written.name,
         "layout": source.layout,
         "taken": source.taken,
-        "config": asdict(written.config),
+        "config": asdict(config),
         "lambda": written.lmbda,
         "metric": written.metric,
         "labels_guessed": done.labels_guessed,
@@ -73,8 +81,7 @@ def run(options: argparse.Namespace) -> None:
     text = "\n".join(
         [
             f"{options.output}: {written.name}, from {source.layout} names" + (f", {source.taken}" if told else ""),
-            f"  N={written.config.N}, M={written.config.M}, {written.config.slice_num} slices, "
-            f"{written.config.variant} variant",
+            f"  {config.member.title}, N={config.N}, M={config.M}, {config.slice_num} slices, {config.variant} variant",
             f"  lambda {written.lmbda or 'unknown'}, metric {written.metric or 'unknown'}{guessed}",
             f"  coding tables: {facts['tables']}",
             f"  fingerprint {facts['fingerprint']}",

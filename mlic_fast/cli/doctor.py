@@ -127,8 +127,8 @@ def _models() -> dict[str, str]:
 
     listing = available()
     models = {
-        model.name: f"{model.fingerprint.hex()[:16]}, N={model.config.N}, M={model.config.M}, "
-        f"{model.config.slice_num} slices, {model.config.variant}, {model.origin}: {model.path}"
+        model.name: f"{model.fingerprint.hex()[:16]}, {model.config.member.title}, N={model.config.N}, "
+        f"M={model.config.M}, {model.config.slice_num} slices, {model.config.variant}, {model.origin}: {model.path}"
         for model in listing.models
     }
     return models | {str(path): f"not usable: {problem}" for path, problem in listing.problems}

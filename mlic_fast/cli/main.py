@@ -84,7 +84,8 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     """The command line's parser; command: the only one whose options are wanted, as far as it is known."""
     parser = argparse.ArgumentParser(
         prog="mlic-fast",
-        description="Learned image compression with MLIC++. `mlic-fast COMMAND --help` tells all about a command.",
+        description="Learned image compression with MLIC++ and its family. "
+        "`mlic-fast COMMAND --help` tells all about a command.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -22,13 +22,13 @@ DESCRIPTION = (
 EPILOG = f"""columns:
   name         what --model takes, and what files say they were written with
   λ, metric    rate-distortion trade-off, and the distortion it was trained for
-  shape        N, M, slices, variant of the network
+  shape        architecture, N, M, slices, variant of the network
   parameters   trained numbers
   bytes        of the weights file
   guard        largest difference in log-scale that the guard covers; – if not calibrated
   fingerprint  first 8 of 32 bytes, as in the header of .mlic files
   target       * for models that --target-bpp, --target-size and --target-psnr choose among
-               if no model is named: those of one shape and metric mse
+               if no model is named: those of one architecture, N, M and slices, and metric mse
 
 examples:
   {ENVIRONMENT}=~/weights mlic-fast models
@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> None:
 def _order(model: KnownWeights) -> tuple[Any, ...]:
     """By metric, then by shape, then by λ: a ladder stands together."""
     c = model.config
-    return model.metric or "~", c.N, c.M, c.slice_num, model.lmbda or 0, model.name
+    return model.metric or "~", c.N, c.M, c.slice_num, c.member.title, model.lmbda or 0, model.name
 
 
 def _ladder(metric: LossMetric) -> tuple[KnownWeights, ...]:
@@ -99,7 +99,7 @@ def _row(model: KnownWeights, chosen: bool) -> tuple[str, ...]:
         model.name,
         table.NOTHING if model.lmbda is None else f"{model.lmbda:g}",
         model.metric or table.NOTHING,
-        f"{c.N}/{c.M}/{c.slice_num} {c.variant}",
+        f"{c.member.title} {c.N}/{c.M}/{c.slice_num} {c.variant}",
         f"{model.parameters:,}",
         f"{model.size:,}",
         table.NOTHING if model.guard_delta is None else f"{model.guard_delta:g}",

@@ -13,9 +13,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from mlic_fast.cli import common
+from mlic_fast.contexts import FAMILY
 
 if TYPE_CHECKING:
-    from mlic_fast import MLICPlusPlus
+    from mlic_fast.model import CodecModel
 
 DESCRIPTION = (
     "Train a model on the pictures in a folder and all that are in it. Without options this is the published recipe: "
@@ -82,7 +83,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="small|full|FILE",
         help="size: a name, or a TOML or JSON file with N, M, slice_num (default: full)",
     )
-    groups["model"].add_argument("--variant", choices=("new", "old"), help="of the architecture (default: new)")
+    groups["model"].add_argument(
+        "--architecture", choices=tuple(FAMILY), help="member of the family (default: as FILE says, else mlicpp)"
+    )
+    groups["model"].add_argument("--variant", choices=("new", "old"), help="of MLIC++ (default: new)")
     groups["training"].add_argument(
         "--lambda",
         dest="lmbda",
@@ -123,7 +127,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Train; raises this package's errors and OSError."""
-    if options.resume and (options.start_from or options.config or options.variant):
+    if options.resume and (options.start_from or options.config or options.variant or options.architecture):
         raise common.CommandError("--resume goes on with the run's own model: leave the options about models out")
     from mlic_fast.train.loop import train
 
@@ -158,9 +162,9 @@ def run(options: argparse.Namespace) -> None:
         sys.exit(128 + outcome.stopped_by)
 
 
-def _settings(options: argparse.Namespace) -> tuple[dict[str, Any], MLICPlusPlus | None]:
+def _settings(options: argparse.Namespace) -> tuple[dict[str, Any], CodecModel | None]:
     """What differs from the defaults, or from the run's own settings, and the model to begin with if one is named."""
-    from mlic_fast.train.recipe import SIZES, Recipe, model_config, read_settings
+    from mlic_fast.train.recipe import SIZES, model_config, read_settings
 
     settings = {} if options.recipe is None else read_settings(options.recipe)
     flags = {
@@ -184,11 +188,11 @@ def _settings(options: argparse.Namespace) -> tuple[dict[str, Any], MLICPlusPlus
         # what would go wrong at the end goes wrong before weights are read
         check_data(options.data, options.validation)
         try_run(options.output)
-        initial = load(path)
+        initial = load(path, architecture=options.architecture)
         settings.setdefault("model", initial.config)
-    if options.variant is not None:
-        model = model_config(settings.get("model", Recipe().model), options.config or "the recipe")
-        settings["model"] = dataclasses.replace(model, variant=options.variant)
+    if options.variant is not None or options.architecture is not None:
+        model = model_config(settings.get("model", "full"), options.config or "the recipe", options.architecture)
+        settings["model"] = model if options.variant is None else dataclasses.replace(model, variant=options.variant)
     return settings, initial
 
 

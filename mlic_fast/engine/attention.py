@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Linear attention of channels-last maps, over all positions and from anchors to non-anchors.
+"""Attention of channels-last maps, over all positions and from anchors to non-anchors.
 
-The formula is that of mlic_fast.kernels.linear_attention. Here all heads are computed at once, and nothing is turned
-into another layout; where there is a kernel it is taken.
+The formulas are those of mlic_fast.kernels.linear_attention and mlic_fast.kernels.softmax_attention. Linear attention
+without a kernel computes all heads at once here, and turns nothing into another layout.
 """
 
 from __future__ import annotations
@@ -13,19 +13,25 @@ from torch import Tensor
 from mlic_fast.checkerboard import Parity, pack, scatter
 from mlic_fast.compute.backend import choose
 from mlic_fast.compute.precision import matmul
+from mlic_fast.contexts import Form
 from mlic_fast.engine.layers import LAYOUT
 from mlic_fast.ops.linear_attention import checkerboard_linear_attention, linear_attention
+from mlic_fast.ops.softmax_attention import checkerboard_softmax_attention, softmax_attention
 
 
-def attend(queries: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
+def attend(queries: Tensor, keys: Tensor, values: Tensor, heads: int, form: Form) -> Tensor:
     """Three maps [B, D, h, w] → [B, D, h, w]. Heads are contiguous groups of channels."""
+    if form == "softmax attention":
+        return softmax_attention(queries, keys, values, heads).contiguous(memory_format=LAYOUT)
     if choose(queries) == "triton":
         return linear_attention(queries, keys, values, heads).contiguous(memory_format=LAYOUT)
     return _attend(queries, keys, values, heads)
 
 
-def attend_across(queries: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
+def attend_across(queries: Tensor, keys: Tensor, values: Tensor, heads: int, form: Form) -> Tensor:
     """The same with keys and values read at anchors, queries at non-anchors; zero at anchors."""
+    if form == "softmax attention":
+        return checkerboard_softmax_attention(queries, keys, values, heads).contiguous(memory_format=LAYOUT)
     if choose(queries) == "triton":
         return checkerboard_linear_attention(queries, keys, values, heads).contiguous(memory_format=LAYOUT)
     keys, values = (pack(x, Parity.ANCHOR, LAYOUT) for x in (keys, values))

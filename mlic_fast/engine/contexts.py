@@ -20,6 +20,7 @@ from mlic_fast.engine.layers import LAYOUT, Convolution, Weights, compile_convol
 from mlic_fast.nn.channel_context import ChannelContext
 from mlic_fast.nn.global_context import INTRA_HEADS, GlobalInterContext, GlobalIntraContext
 from mlic_fast.nn.local_context import LocalContext
+from mlic_fast.nn.stacked_context import StackedLocalContext
 from mlic_fast.ops.local_attention import local_attention
 
 
@@ -49,7 +50,7 @@ class CompiledInterContext:
     """Decoded slices [B, iC, h, w] → [B, 2C, h, w]."""
 
     def __init__(self, module: GlobalInterContext) -> None:
-        self._heads = module.heads
+        self._heads, self._attention = module.heads, module.attention
         parts = (module.queries, module.keys, module.values)
         # the three projections of one input are one convolution
         self._point = _joined([part[0] for part in parts])
@@ -59,7 +60,7 @@ class CompiledInterContext:
 
     def __call__(self, decoded: Tensor) -> Tensor:
         queries, keys, values = self._depthwise(self._point(decoded)).chunk(3, dim=1)
-        attended = attend(queries, keys, values, self._heads)
+        attended = attend(queries, keys, values, self._heads, self._attention)
         del queries, keys, values
         attention = self._reprojection(attended)
         return self._mlp.last.add_to(self._skip(attention), self._mlp.hidden(attention))
@@ -69,6 +70,7 @@ class CompiledIntraContext:
     """Previous slice and anchors of the current one, [B, C, h, w] each → non-anchors [B, 2C, h, w/2]."""
 
     def __init__(self, module: GlobalIntraContext) -> None:
+        self._attention = module.attention
         parts = (module.queries, module.keys)
         self._point = _joined([part[0] for part in parts])
         self._depthwise = _joined([part[1] for part in parts])
@@ -90,7 +92,7 @@ class CompiledIntraContext:
     def __call__(self, anchors: Tensor, prepared: tuple[Tensor, Tensor]) -> Tensor:
         point, depthwise = self._values
         values = depthwise(point(anchors))
-        attention = self._reprojection(attend_across(*prepared, values, INTRA_HEADS))
+        attention = self._reprojection(attend_across(*prepared, values, INTRA_HEADS, self._attention))
         out = pack(attention, Parity.NONANCHOR, LAYOUT)
         return self._mlp.last.add_to(out, pack(self._mlp.hidden(attention), Parity.NONANCHOR, LAYOUT))
 
@@ -120,6 +122,17 @@ class CompiledLocalContext:
         return self._narrow.add_to(out, self._wide(_normalised(out, after), gelu=True))
 
 
+class CompiledStackedLocalContext:
+    """Anchors of a slice [B, C, h, w] → non-anchors [B, 2C, h, w/2]."""
+
+    def __init__(self, module: StackedLocalContext) -> None:
+        self._layers = [compile_module(module.context[n]) for n in (0, 2, 4)]
+
+    def __call__(self, anchors: Tensor, prepared: None = None) -> Tensor:
+        first, second, last = self._layers
+        return pack(last(second(first(anchors, gelu=True), gelu=True)), Parity.NONANCHOR, LAYOUT)
+
+
 def _normalised(x: Tensor, norm: nn.LayerNorm) -> Tensor:
     """LayerNorm over the channels of a channels-last map."""
     rows = x.permute(0, 2, 3, 1)
@@ -144,6 +157,7 @@ def _compiled_linear(layer: nn.Linear) -> Convolution:
 
 _COMPILED: dict[type[nn.Module], type[Any]] = {
     LocalContext: CompiledLocalContext,
+    StackedLocalContext: CompiledStackedLocalContext,
     GlobalIntraContext: CompiledIntraContext,
     GlobalInterContext: CompiledInterContext,
     ChannelContext: CompiledChannelContext,

@@ -53,7 +53,7 @@ def in_strips(blocks: list[tuple[Block, RowLayer]], rows: Tensor, last: bool, la
     """
     for number, (block, layer) in enumerate(blocks):
         height = strip_height(rows.shape[2], rows.shape[3], block.values, largest)
-        *parts, rows = rows.split(height, dim=2)
+        *parts, rows = torch.split(rows, height, dim=2)
         while parts:
             yield from in_strips(blocks[number:], parts.pop(0), False, largest)
         out = layer.push(rows.float().contiguous(memory_format=LAYOUT), last)

@@ -79,7 +79,7 @@ def compile_synthesis(module: SynthesisTransform, dtype: torch.dtype) -> StripTr
     *blocks, last = module.synthesis_transform
     final, factor = _subpixel_convolution(last, _FLOAT32)
     steps = [_block(block, dtype) for block in blocks]
-    steps.append(Block(partial(ConvolutionRows, final, factor=factor), last[0].in_channels))
+    steps.append(Block(partial(ConvolutionRows, final, factor=factor), last.get_parameter("0.weight").shape[1]))
     return StripTransform(steps, 3, 1, 16)
 
 

@@ -30,7 +30,7 @@ class CompiledSlice:
 
     def __init__(self, networks: Any, number: int, latent: int, width: int) -> None:
         """networks: a mlic_fast.nn.walk.SliceNetworks; latent: M; width: C."""
-        inputs = inputs_of(number)
+        inputs = inputs_of(networks.config.architecture, number)
 
         def compiled(contexts: Sequence[Context]) -> list[Any]:
             return [compile_context(getattr(networks, context.name)[number]) for context in contexts]

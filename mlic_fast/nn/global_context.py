@@ -1,20 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Global contexts: linear attention over all positions, between slices and within the current one.
+"""Global contexts: attention over all positions, between slices and within the current one.
 
-Both are "efficient attention": softmax of the keys over the positions and of the queries over a
-head's channels, so that keys · valuesᵀ is a small matrix and nothing of size positions² exists.
+Linear attention, MLIC++'s, is "efficient attention": softmax of the keys over the positions and of the queries over a
+head's channels, so that keys · valuesᵀ is a small matrix and nothing of size positions² exists. Softmax attention,
+MLIC's and MLIC+'s, compares every position with every other one. Parameters are the same.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
 from mlic_fast.checkerboard import Parity, keep
 from mlic_fast.compute.precision import KeepsFloat32, conv
 from mlic_fast.config import HEAD_WIDTH
+from mlic_fast.contexts import Form
 from mlic_fast.ops.linear_attention import checkerboard_linear_attention, linear_attention
+from mlic_fast.ops.softmax_attention import checkerboard_softmax_attention, softmax_attention
 
 INTRA_HEADS = 2
+
+_ATTEND: dict[Form, Callable[[Tensor, Tensor, Tensor, int], Tensor]] = {
+    "linear attention": linear_attention,
+    "softmax attention": softmax_attention,
+}
+_ATTEND_ACROSS: dict[Form, Callable[[Tensor, Tensor, Tensor, int], Tensor]] = {
+    "linear attention": checkerboard_linear_attention,
+    "softmax attention": checkerboard_softmax_attention,
+}
 
 
 def _projection(channels: int) -> nn.Sequential:
@@ -34,8 +48,9 @@ def _perceptron(in_channels: int, hidden: int, out_channels: int) -> nn.Sequenti
 class GlobalInterContext(KeepsFloat32):
     """Decoded slices [B, D, h, w] → what they say of the next slice, [B, 2C, h, w]."""
 
-    def __init__(self, channels: int, slice_width: int) -> None:
+    def __init__(self, channels: int, slice_width: int, attention: Form) -> None:
         super().__init__()
+        self.attention: Form = attention
         out_channels = 2 * slice_width
         self.heads = channels // HEAD_WIDTH
         self.keys = _projection(channels)
@@ -47,7 +62,7 @@ class GlobalInterContext(KeepsFloat32):
 
     def forward(self, decoded: Tensor) -> Tensor:
         queries, keys, values = self.queries(decoded), self.keys(decoded), self.values(decoded)
-        attention = self.reprojection(linear_attention(queries, keys, values, self.heads))
+        attention = self.reprojection(_ATTEND[self.attention](queries, keys, values, self.heads))
         out: Tensor = self.skip(attention) + self.mlp(attention)
         return out
 
@@ -59,8 +74,9 @@ class GlobalIntraContext(KeepsFloat32):
     the anchors tell of those at the non-anchors. Attended values are zero at the anchors.
     """
 
-    def __init__(self, slice_width: int) -> None:
+    def __init__(self, slice_width: int, attention: Form) -> None:
         super().__init__()
+        self.attention: Form = attention
         self.keys = _projection(slice_width)
         self.queries = _projection(slice_width)
         self.values = _projection(slice_width)
@@ -71,6 +87,6 @@ class GlobalIntraContext(KeepsFloat32):
         queries = self.queries(keep(previous, Parity.NONANCHOR))
         keys = self.keys(keep(previous, Parity.ANCHOR))
         values = self.values(anchors)
-        attention = self.reprojection(checkerboard_linear_attention(queries, keys, values, INTRA_HEADS))
+        attention = self.reprojection(_ATTEND_ACROSS[self.attention](queries, keys, values, INTRA_HEADS))
         out: Tensor = attention + self.mlp(attention)
         return out

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Network: all networks of an MLIC++ model under the official parameter names, with what coding needs of its tables.
+"""Network: all networks of a model under the official parameter names, with what coding needs of its tables.
 
-Files are coded with it alone; `mlic_fast.MLICPlusPlus` adds CompressAI's entropy models and the official methods.
+Files are coded with it alone; `mlic_fast.model` adds CompressAI's entropy models and the official methods.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,10 @@ from mlic_fast.compute.device import memory_errors, resolve_device
 from mlic_fast.compute.precision import at_least_float32
 from mlic_fast.compute.undrawn import Undrawn
 from mlic_fast.config import ModelConfig
-from mlic_fast.contexts import CONTEXTS, inputs_of, width_of
+from mlic_fast.contexts import Architecture, Form, contexts_of, inputs_of, width_of
 from mlic_fast.entropy.guard import DEFAULT_DELTA
 from mlic_fast.entropy.tables import EntropyModels, SavedBottleneck, SavedGaussian
+from mlic_fast.errors import ConfigError
 from mlic_fast.nn.analysis import AnalysisTransform
 from mlic_fast.nn.channel_context import ChannelContext
 from mlic_fast.nn.entropy_parameters import EntropyParameters
@@ -29,6 +30,7 @@ from mlic_fast.nn.global_context import GlobalInterContext, GlobalIntraContext
 from mlic_fast.nn.hyperprior import HyperAnalysis, HyperSynthesis
 from mlic_fast.nn.local_context import LocalContext
 from mlic_fast.nn.residual_prediction import LatentResidualPrediction
+from mlic_fast.nn.stacked_context import StackedLocalContext
 from mlic_fast.nn.synthesis import SynthesisTransform
 from mlic_fast.nn.walk import walk
 from mlic_fast.passes import Walk
@@ -41,31 +43,43 @@ fingerprints: Derived[bytes] = Derived()
 
 _TABLES = ("_quantized_cdf", "_offset", "_cdf_length", "scale_table")
 
-# The module of one slice: (slice number, C) → module. In the order in which the official code builds the lists.
-_CONTEXT_MODULES: dict[str, Callable[[int, int], nn.Module]] = {
-    "local_context": lambda i, C: LocalContext(C),
-    "channel_context": lambda i, C: ChannelContext(i * C, C),
-    "global_inter_context": lambda i, C: GlobalInterContext(i * C, C),
-    "global_intra_context": lambda i, C: GlobalIntraContext(C),
+# The module of one slice by the context's name and form: (slice number, C) → module. In the order in which the official
+# code builds the lists.
+_CONTEXT_MODULES: dict[str, dict[Form, Callable[[int, int], nn.Module]]] = {
+    "local_context": {
+        "windows": lambda i, C: LocalContext(C),
+        "stack": lambda i, C: StackedLocalContext(C),
+    },
+    "channel_context": {"convolutions": lambda i, C: ChannelContext(i * C, C)},
+    "global_inter_context": {
+        "linear attention": lambda i, C: GlobalInterContext(i * C, C, "linear attention"),
+        "softmax attention": lambda i, C: GlobalInterContext(i * C, C, "softmax attention"),
+    },
+    "global_intra_context": {
+        "linear attention": lambda i, C: GlobalIntraContext(C, "linear attention"),
+        "softmax attention": lambda i, C: GlobalIntraContext(C, "softmax attention"),
+    },
 }
 
 
 class Network(nn.Module):
     """g_a, h_a, h_s, g_s, the networks of each slice, and the entropy models' tables.
 
-    config: as for ModelConfig.from_object; None: the published model. Raises ConfigError for what the architecture does
-    not allow. Keeps no state of a call: threads may share one.
+    config: as for ModelConfig.from_object; None: the published MLIC++, or the member of the family that the class is.
+    Raises ConfigError for what the architecture does not allow. Keeps no state of a call: threads may share one.
     """
 
-    local_context: nn.ModuleList
-    channel_context: nn.ModuleList
-    global_inter_context: nn.ModuleList
-    global_intra_context: nn.ModuleList
+    # Which member of the family a class is; None: any.
+    architecture: ClassVar[Architecture | None] = None
 
     @float32_on_cpu()
     def __init__(self, config: Any = None) -> None:
         super().__init__()
-        self.config = c = ModelConfig() if config is None else ModelConfig.from_object(config)
+        own = self.architecture
+        if config is None:
+            self.config = c = ModelConfig.published(own or "mlicpp")
+        else:
+            self.config = c = ModelConfig.from_object(config, own)
         N, M, C = c.N, c.M, c.slice_width
         self.name = ""  # for people: files say which model they were written with
         self.engine_options: Any = None  # see mlic_fast.engine.Options; None: the defaults
@@ -86,15 +100,18 @@ class Network(nn.Module):
             modules: list[Any] = [make(i) if i >= first else None for i in range(c.slice_num)]
             return nn.ModuleList(modules)
 
-        first = {context.name: context.first for context in CONTEXTS}
-        for name, make in _CONTEXT_MODULES.items():
-            setattr(self, name, each_slice(lambda i, make=make: make(i, C), first[name]))  # type: ignore[misc]
+        contexts = {context.name: context for context in contexts_of(c.architecture)}
+        for name, forms in _CONTEXT_MODULES.items():
+            if context := contexts.get(name):
+                make = forms[context.form]
+                setattr(self, name, each_slice(lambda i, make=make: make(i, C), context.first))  # type: ignore[misc]
+        inputs = [inputs_of(c.architecture, i) for i in range(c.slice_num)]
         # the contexts, then the hyper-parameters
         self.entropy_parameters_anchor = each_slice(
-            lambda i: EntropyParameters(width_of(inputs_of(i).anchors, C) + 2 * M, C)
+            lambda i: EntropyParameters(width_of(inputs[i].anchors, C) + 2 * M, C)
         )
         self.entropy_parameters_nonanchor = each_slice(
-            lambda i: EntropyParameters(width_of(inputs_of(i).nonanchors, C) + 2 * M, C)
+            lambda i: EntropyParameters(width_of(inputs[i].nonanchors, C) + 2 * M, C)
         )
         # hyper means M, decoded slices iC, current slice C
         self.lrp_anchor = each_slice(lambda i: LatentResidualPrediction(M + (i + 1) * C, C, c.variant))
@@ -149,27 +166,44 @@ class Network(nn.Module):
         return nn.Module.load_state_dict(self, state_dict, strict=strict, assign=assign)
 
     @classmethod
-    def from_state_dict(cls, state_dict: Mapping[str, Tensor]) -> Self:
+    def from_state_dict(cls, state_dict: Mapping[str, Tensor], architecture: Architecture | None = None) -> Self:
         """A model in evaluation mode with these weights; configuration and variant are found from the tensors.
 
-        Missing coding tables are computed. Raises CheckpointError where the tensors are no MLIC++ model's.
+        architecture: as for `from_checkpoint`. Missing coding tables are computed.
+        Raises CheckpointError where the tensors are no model's of the family, or no such one's.
         """
         from mlic_fast.checkpoint import checkpoint_from_state_dict
 
-        return cls._from_checkpoint(checkpoint_from_state_dict(state_dict), torch.device("cpu"))
+        wanted = cls._wanted(architecture)
+        return cls._from_checkpoint(checkpoint_from_state_dict(state_dict, architecture=wanted), torch.device("cpu"))
 
     @classmethod
-    def from_checkpoint(cls, path: str | PathLike[str], device: str | torch.device = "cpu") -> Self:
+    def from_checkpoint(
+        cls,
+        path: str | PathLike[str],
+        device: str | torch.device = "cpu",
+        architecture: Architecture | None = None,
+    ) -> Self:
         """A model in evaluation mode with the weights of an official, CompressAI or native file.
 
         device: as for torch, or "auto": the first CUDA device, or else the CPU.
-        Raises DeviceError, FileNotFoundError, or CheckpointError saying what is wrong with the file.
+        architecture: whose weights they are; None: the class's, or, of a class for all, as the file says or the tensors
+            tell; where they fit both MLIC++ and MLIC+, MLIC++.
+        Raises DeviceError, FileNotFoundError, or CheckpointError saying what is wrong with the file, ConfigError for
+        an architecture that there is not, or that the class is not.
         """
         from mlic_fast.checkpoint import read_checkpoint
 
-        place = resolve_device(device)
+        place, wanted = resolve_device(device), cls._wanted(architecture)
         with memory_errors(f"loading {path}"):
-            return cls._from_checkpoint(read_checkpoint(path), place)
+            return cls._from_checkpoint(read_checkpoint(path, wanted), place)
+
+    @classmethod
+    def _wanted(cls, architecture: Architecture | None) -> Architecture | None:
+        own = cls.architecture
+        if architecture is not None and own is not None and architecture != own:
+            raise ConfigError(f"{cls.__name__} has the architecture {own!r}, not {architecture!r:.80}")
+        return architecture or own
 
     @classmethod
     @float32_on_cpu()

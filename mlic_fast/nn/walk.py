@@ -13,14 +13,16 @@ import torch
 from torch import Tensor
 
 from mlic_fast.checkerboard import Parity, keep, unpack
-from mlic_fast.contexts import Context, Source, inputs_of
+from mlic_fast.config import ModelConfig
+from mlic_fast.contexts import Context, Source, contexts_of, inputs_of
 from mlic_fast.ops.local_attention import shared_mask
 from mlic_fast.passes import Walk
 
 
 class SliceNetworks(Protocol):
-    """The networks on the way, a module for each slice; those of `CONTEXTS` are found by their names."""
+    """The networks on the way, a module for each slice; those of the member's contexts are found by their names."""
 
+    config: ModelConfig
     entropy_parameters_anchor: Any  # lists of mlic_fast.nn.entropy_parameters.EntropyParameters
     entropy_parameters_nonanchor: Any
     lrp_anchor: Any  # lists of mlic_fast.nn.residual_prediction.LatentResidualPrediction
@@ -30,7 +32,8 @@ class SliceNetworks(Protocol):
 def walk(networks: SliceNetworks, hyper: Tensor) -> Walk:
     """Every pass of every slice in order, from the hyper-parameters [B, 2M, h, w] that h_s gives, h and w even."""
     hyper_means = hyper.chunk(2, dim=1)[1]
-    mask = shared_mask(hyper)
+    rows = contexts_of(networks.config.architecture)
+    mask = shared_mask(hyper) if any(which.form == "windows" for which in rows) else None
     decoded: list[Tensor] = []
 
     def context(i: int, which: Context, anchors: Tensor | None = None) -> Tensor:
@@ -39,13 +42,13 @@ def walk(networks: SliceNetworks, hyper: Tensor) -> Walk:
             # concatenated for each anew: so autograd adds the gradients in the official order, to the last bit
             out: Tensor = module(torch.cat(decoded, dim=1))
         elif which.source is Source.ANCHORS:
-            out = module(anchors, mask)
+            out = module(anchors, mask) if which.form == "windows" else module(anchors)
         else:
             out = module(decoded[-1], anchors)
         return out
 
     for i in range(len(networks.lrp_anchor)):
-        inputs = inputs_of(i)
+        inputs = inputs_of(networks.config.architecture, i)
         before = [context(i, which) for which in inputs.before]
 
         contexts = torch.cat([*before, hyper], dim=1)

@@ -12,13 +12,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mlic_fast.compute.backend import choose
-from mlic_fast.errors import BackendError, ConfigError, DeviceError
 from mlic_fast.kernels import linear_attention as kernels
 from mlic_fast.kernels.linear_attention_backward import backward
+from mlic_fast.ops.attention_maps import check_even, check_kernel_dtype, check_maps
 from mlic_fast.ops.operators import operator
 
 
@@ -30,9 +29,9 @@ def linear_attention(queries: Tensor, keys: Tensor, values: Tensor, heads: int) 
     Raises ConfigError for shapes or types, DeviceError for maps on several devices, BackendError
     for a backend that cannot run. Formula: see mlic_fast.kernels.linear_attention.
     """
-    _check("linear_attention", queries, keys, values, heads)
+    check_maps("linear_attention", queries, keys, values, heads)
     if choose(queries) == "triton":
-        _check_kernel_dtype("linear_attention", queries)
+        check_kernel_dtype("linear_attention", queries, "Triton's")
         out: Tensor = _linear_attention(queries, keys, values, heads, False)[0]
     else:
         out = kernels.linear_attention_ref(queries, keys, values, heads)
@@ -45,42 +44,14 @@ def checkerboard_linear_attention(queries: Tensor, keys: Tensor, values: Tensor,
     Shapes, types and errors as for `linear_attention`; h and w are even. What the maps hold at positions
     that are not read has no influence, and no gradient.
     """
-    _check("checkerboard_linear_attention", queries, keys, values, heads)
-    if queries.shape[2] % 2 or queries.shape[3] % 2:
-        raise ConfigError(
-            f"checkerboard_linear_attention: maps of {queries.shape[2]}×{queries.shape[3]} positions; both must be even"
-        )
+    check_maps("checkerboard_linear_attention", queries, keys, values, heads)
+    check_even("checkerboard_linear_attention", queries)
     if choose(queries) == "triton":
-        _check_kernel_dtype("checkerboard_linear_attention", queries)
+        check_kernel_dtype("checkerboard_linear_attention", queries, "Triton's")
         out: Tensor = _linear_attention(queries, keys, values, heads, True)[0]
     else:
         out = kernels.checkerboard_linear_attention_ref(queries, keys, values, heads)
     return out
-
-
-def _check(name: str, queries: Tensor, keys: Tensor, values: Tensor, heads: int) -> None:
-    if not queries.shape == keys.shape == values.shape or queries.dim() != 4 or not queries.numel():
-        raise ConfigError(
-            f"{name}: queries, keys and values must be three maps [B, D, h, w] of one shape, none of it 0, not "
-            f"{list(queries.shape)}, {list(keys.shape)} and {list(values.shape)}"
-        )
-    if heads < 1 or queries.shape[1] % heads:
-        raise ConfigError(f"{name}: {queries.shape[1]} channels do not split into {heads} heads")
-    if not queries.dtype == keys.dtype == values.dtype or queries.dtype not in (torch.float32, torch.float64):
-        raise ConfigError(
-            f"{name}: queries, keys and values must all be float32 or all float64, not {queries.dtype}, {keys.dtype} "
-            f"and {values.dtype}; entropy coding needs float32, so switch autocast off around it"
-        )
-    if not queries.device == keys.device == values.device:
-        raise DeviceError(
-            f"{name}: queries, keys and values lie on {queries.device}, {keys.device} and {values.device}; "
-            "move them to one device"
-        )
-
-
-def _check_kernel_dtype(name: str, x: Tensor) -> None:
-    if x.dtype != torch.float32:
-        raise BackendError(f"{name}: Triton's kernels take float32, not {x.dtype}; use backend torch for it")
 
 
 @operator("linear_attention")

@@ -22,7 +22,7 @@ import torch
 from mlic_fast.compute.device import memory_errors
 from mlic_fast.errors import NoPicturesError, RecipeError, TrainingError
 from mlic_fast.limits import Limits
-from mlic_fast.model import MLICPlusPlus
+from mlic_fast.model import CodecModel, class_of
 from mlic_fast.output import try_file, try_folder, write_whole
 from mlic_fast.pictures.folder import find_pictures
 from mlic_fast.train import logs, state
@@ -65,7 +65,7 @@ def train(
     device: str | None = None,
     validation: str | os.PathLike[str] | None = None,
     resume: bool = False,
-    initial: MLICPlusPlus | None = None,
+    initial: CodecModel | None = None,
     limits: Limits | None = None,
 ) -> Outcome:
     """Train a model, alone or as one of the processes that torchrun started.
@@ -88,7 +88,7 @@ def train(
     used = state.recipe_of(checkpoint) if checkpoint else Recipe()
     recipe = recipe_from(settings or {}, used)
     if checkpoint and (initial is not None or recipe.model != used.model):
-        raise RecipeError("a training is resumed with its own model: leave size, variant and other weights out")
+        raise RecipeError("a training is resumed with its own model: leave what is about models and other weights out")
     if initial is not None and initial.config != recipe.model:
         raise RecipeError(f"the model to begin with is {initial.config}, the recipe's {recipe.model}: make them equal")
     with (
@@ -308,10 +308,10 @@ def _psnr(mse: float) -> float:
     return -10 * math.log10(mse) if mse > 0 else math.inf
 
 
-def _new_model(recipe: Recipe) -> MLICPlusPlus:
+def _new_model(recipe: Recipe) -> CodecModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        return MLICPlusPlus(recipe.model)
+        return class_of(recipe.model.architecture)(recipe.model)
 
 
 @contextmanager

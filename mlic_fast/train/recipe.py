@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from mlic_fast.config import PADDING_UNIT, LossMetric, ModelConfig
+from mlic_fast.contexts import Architecture
 from mlic_fast.errors import RecipeError
 from mlic_fast.evaluate.metrics import MS_SSIM_MIN_SIDE
 from mlic_fast.train.rates import RateRange
@@ -22,8 +23,8 @@ Schedule = Literal["constant", "steps", "cosine"]
 Precision = Literal["float32", "bf16"]
 Layout = Literal["auto", "yes", "no"]
 
-# Sizes of models with names: one to try things with, and the published one.
-SIZES = {"small": ModelConfig(N=64, M=96, slice_num=3), "full": ModelConfig()}
+# Sizes of models with names: one to try things with, and the member's published one.
+SIZES = ("small", "full")
 
 # Settings by what files call them, where Python cannot.
 _NAMES = {"lambda": "lmbda"}
@@ -44,7 +45,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 class Recipe:
     """Settings of a training; the defaults are the published ones where such were published.
 
-    model: shape and variant of the model.
+    model: architecture, shape and variant of the model.
     lmbda, metric: the loss is λ·255²·MSE + bpp ("mse") or λ·(1 − MS-SSIM) + bpp ("ms-ssim"). lmbda: a number, or the
         (low, high) of a range that one model is trained for, with a λ and a quantisation step for each sample.
     steps: optimiser steps in all. epochs: the same in epochs, and in place of `steps`; 0: `steps` counts.
@@ -230,23 +231,29 @@ def _pairs(name: str, value: Any, source: str) -> tuple[tuple[Any, Any], ...]:
     return tuple((pair[0], pair[1]) for pair in value)
 
 
-def model_config(value: Any, source: str = "the configuration") -> ModelConfig:
+def model_config(
+    value: Any, source: str = "the configuration", architecture: Architecture | None = None
+) -> ModelConfig:
     """A model's shape from a size's name, a ModelConfig, or a mapping with N, M, slice_num, and maybe more.
 
+    architecture: which member of the family; None: as the value says, else MLIC++. What a mapping leaves out is as in
+        the member's published size.
     Raises RecipeError, ConfigError.
     """
     if isinstance(value, ModelConfig):
-        return value
+        return value if architecture is None else dataclasses.replace(value, architecture=architecture)
     if isinstance(value, str):
         if value not in SIZES:
             raise RecipeError(
                 f"{source}: no size of a model is called {value!r}: use one of {', '.join(SIZES)}, or a file"
             )
-        return SIZES[value]
+        full = ModelConfig.published(architecture or "mlicpp")
+        return full if value == "full" else dataclasses.replace(full, N=64, M=96, slice_num=3)
     known = {entry.name for entry in dataclasses.fields(ModelConfig)}
     if not isinstance(value, Mapping) or set(value) - known:
         raise RecipeError(f"{source}: a model is described by {', '.join(sorted(known))}, not by {value!r:.80}")
-    return ModelConfig(**value)
+    own = architecture or value.get("architecture", "mlicpp")
+    return dataclasses.replace(ModelConfig.published(own), **(dict(value) | {"architecture": own}))
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from mlic_fast.errors import RecipeError
-from mlic_fast.model import MLICPlusPlus
+from mlic_fast.model import CodecModel
 from mlic_fast.train.distributed import Processes
 from mlic_fast.train.layers import install
 from mlic_fast.train.losses import ranged_rate_distortion, rate_distortion
@@ -42,7 +42,7 @@ class StepResult:
 class Trainee:
     """A model in training: on its device and in its layout, with its optimisers."""
 
-    def __init__(self, model: MLICPlusPlus, recipe: Recipe, group: Processes) -> None:
+    def __init__(self, model: CodecModel, recipe: Recipe, group: Processes) -> None:
         self.recipe, self.group = recipe, group
         on_cuda = group.device.type == "cuda"
         if recipe.channels_last == "yes" and recipe.precision == "bf16" and not on_cuda:

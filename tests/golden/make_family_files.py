@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes the golden files of a member of the family: `python tests/golden/make_family_files.py NAME NEW_FOLDER`.
+
+As make_files.py does for MLIC++: files are added and never written again. Their weights are seeded, see
+tests/family_samples.py; coding tables, which another machine may compute differently by a count, lie beside the files.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from make_files import pictures, reference
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from family_samples import golden_model  # tests/ is no package
+
+import mlic_fast
+from mlic_fast.checkpoint.shapes import TABLES
+
+NAMES = ("rgb", "grey", "rgb-alpha", "one-pixel")
+
+
+def main() -> None:
+    """Write the tables, the files and their references into a folder that does not exist yet."""
+    architecture, folder = sys.argv[1], Path(sys.argv[2])
+    model = golden_model(architecture)  # type: ignore[arg-type]  # refused there if there is none
+    folder.mkdir(parents=True)
+    state = model.state_dict()
+    np.savez_compressed(folder / "tables.npz", **{name: state[name].numpy() for name in sorted(TABLES)})
+    for name in NAMES:
+        data = mlic_fast.encode(pictures()[name], model)
+        (folder / f"{name}.mlic").write_bytes(data)
+        reference(folder / f"{name}.npz", data, model)
+
+
+if __name__ == "__main__":
+    main()
