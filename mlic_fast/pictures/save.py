@@ -71,8 +71,8 @@ def save_picture(
     kind = _kind_of(target, format)
     if image.mode in {"LA", "RGBA"} and kind not in _WITH_ALPHA:
         raise ImageError(
-            f"{kind} files are written with no transparency: choose .png, .webp or .tif, or put the picture on a background first "
-            "(Image.alpha_composite)"
+            f"{kind} files are written with no transparency: choose .png, .webp or .tif, or put the picture on a "
+            "background first (Image.alpha_composite)"
         )
     names = ("icc_profile", "exif", "xmp", "comment", "dpi", "aspect")
     own = {name: image.info[name] for name in names if image.info.get(name)}
