@@ -189,6 +189,52 @@ def test_tiff_of_either_polarity(bits: int, white_is_zero: bool) -> None:
     assert open_image(data, reduce_depth=True).pixels.tolist() == wanted.tolist()
 
 
+def planes_apart(samples: np.ndarray[Any, Any], order: str, rows: int) -> bytes:
+    """A TIFF file of 16-bit samples [H, W, 3 or 4], a plane for each channel, in strips of so many rows."""
+    height, width, channels = samples.shape
+    strips = [
+        samples[top : top + rows, :, channel].astype(f"{order}u2").tobytes()
+        for channel in range(channels)
+        for top in range(0, height, rows)
+    ]
+    start = 8 + sum(map(len, strips))
+    places = [8 + sum(map(len, strips[:number])) for number in range(len(strips))]
+    tags = [
+        (256, [width]),
+        (257, [height]),
+        (258, [16] * channels),
+        (259, [1]),
+        (262, [2]),
+        (273, places),
+        (277, [channels]),
+    ]
+    tags += [(278, [rows]), (279, [len(strip) for strip in strips]), (284, [2])] + [(338, [2])] * (channels == 4)
+    table, values = b"", b""
+    for tag, numbers in tags:
+        value = struct.pack(f"{order}{len(numbers)}H", *numbers)
+        if len(value) > 4:
+            values, value = values + value, struct.pack(f"{order}I", start + 2 + 12 * len(tags) + 4 + len(values))
+        table += struct.pack(f"{order}HHI", tag, 3, len(numbers)) + value.ljust(4, b"\0")
+    head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, start)
+    return head + b"".join(strips) + struct.pack(f"{order}H", len(tags)) + table + bytes(4) + values
+
+
+@pytest.mark.parametrize("order", ["<", ">"], ids=["little-endian", "big-endian"])
+@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize("rows", [4, 9])
+def test_tiff_whose_16_bit_channels_lie_apart(order: str, channels: int, rows: int) -> None:
+    samples = np.random.default_rng(2).integers(0, 65536, (9, 7, channels), dtype=np.uint16)
+    data = planes_apart(samples, order, rows)
+    with pytest.raises(ImageError, match="more than 8 bits"):
+        open_image(data)
+    with Image.open(io.BytesIO(data)) as image:
+        for source in (data, image):
+            picture = open_image(source, reduce_depth=True)
+            assert np.array_equal(picture.pixels, samples[..., :3] >> 8)
+            if channels == 4:
+                assert np.array_equal(picture.alpha, samples[..., 3] >> 8)
+
+
 @pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
 @pytest.mark.parametrize("colour", [0, 2, 3], ids=["grey", "RGB", "palette"])
 @pytest.mark.parametrize("in_file", [True, False], ids=["file", "object"])

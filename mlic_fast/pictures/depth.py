@@ -23,7 +23,7 @@ from mlic_fast.pictures.picture import Pixels
 
 DEEP_MODES = {"I", "I;16", "I;16L", "I;16B", "I;16N"}
 _MAX_16_BIT = 65_535
-_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # TIFF's tags
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _PLANES = 258, 262, 284  # TIFF's tags
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,21 @@ def depth_of(image: Image.Image, read: Read | None) -> Depth:
     elif kind not in _EIGHT_BITS and image.mode in DEEP_MODES:
         bits = 16
     return Depth(max(bits, 8), cut and bits > 8)
+
+
+def mend_planes(image: Image.Image) -> None:
+    """Have Pillow take whole samples of an uncompressed 16-bit TIFF file whose channels lie apart.
+
+    It takes each byte for a sample there, so that pixels make no sense, and says nothing.
+    """
+    tags: Any = getattr(image, "tag_v2", {})
+    if image.format != "TIFF" or tags.get(_PLANES) != 2 or max(tags.get(_BITS_PER_SAMPLE, (1,))) != 16:
+        return
+    order = "L" if tags.prefix == b"II" else "B"
+    tiles: Any = getattr(image, "tile", None) or []
+    for number, (codec, extents, offset, args) in enumerate(tiles):
+        if codec == "raw" and isinstance(args, tuple) and len(args[0]) == 1:
+            tiles[number] = type(tiles[number])(codec, extents, offset, (f"{args[0]};16{order}", *args[1:]))
 
 
 # Of these no sample has more; rows of 5, 6 and 5 bits are pixels of 16 bits.

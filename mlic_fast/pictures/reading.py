@@ -24,7 +24,7 @@ from PIL import Image, UnidentifiedImageError
 from mlic_fast.errors import ImageError, LimitError, MlicError, NotKeptWarning
 from mlic_fast.limits import Limits
 from mlic_fast.pictures import colour, frames, metadata, transparency
-from mlic_fast.pictures.depth import DEEP_MODES, depth_of, reduced, reduced_grey
+from mlic_fast.pictures.depth import DEEP_MODES, depth_of, mend_planes, reduced, reduced_grey
 from mlic_fast.pictures.exif import Read
 from mlic_fast.pictures.picture import Picture, Pixels, planes
 
@@ -205,6 +205,7 @@ def _decoded(
     value = transparency.png_value(image, read)
     before = metadata.before_decoding(image, read)
     with _errors_of_ours(name):
+        mend_planes(image)
         image.load()
     _check(image, name, wishes)
     carried = metadata.from_pillow(image, before)
