@@ -47,6 +47,17 @@ _Map = tuple[int, int, int, int, int]
 _Shape = tuple[int, int, int, int]
 
 def add_residual(values: _Map, logits: _Map, shape: _Shape, first: int, threads: int) -> None: ...
+def softmax_attention(
+    queries: _Map,
+    keys: _Map,
+    values: _Map,
+    out: int,
+    shape: _Shape,
+    heads: int,
+    checkerboard: bool,
+    radius: int,
+    threads: int,
+) -> None: ...
 def gdn(
     x: int,
     residual: int,

@@ -23,5 +23,6 @@ PYBIND11_MODULE(_cpu_kernels, module) {
   mlic::kernels::bind_residual(module);
   mlic::kernels::bind_gdn(module);
   mlic::kernels::bind_local_attention(module);
+  mlic::kernels::bind_softmax_attention(module);
   mlic::kernels::bind_winograd(module);
 }

@@ -8,6 +8,7 @@ namespace mlic::kernels {
 
 void bind_residual(pybind11::module_& module);
 void bind_local_attention(pybind11::module_& module);
+void bind_softmax_attention(pybind11::module_& module);
 void bind_gdn(pybind11::module_& module);
 void bind_winograd(pybind11::module_& module);
 
