@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from mlic_fast.nn.gdn import GDN
 
 
-def conv(in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
+def conv(in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> nn.Conv2d:
     """Convolution with bias and zero padding kernel // 2."""
-    return nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2)
+    return nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups)
 
 
 def subpixel_conv(in_channels: int, out_channels: int, factor: int) -> nn.Sequential:

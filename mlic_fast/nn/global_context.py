@@ -31,8 +31,9 @@ _ATTEND_ACROSS: dict[Form, Callable[[Tensor, Tensor, Tensor, int], Tensor]] = {
 }
 
 
-def _projection(channels: int) -> nn.Sequential:
-    return nn.Sequential(conv(channels, channels, 1), conv(channels, channels, 3, groups=channels))
+def projection(in_channels: int, out_channels: int) -> nn.Sequential:
+    """What makes queries, keys or values of a map: 1×1, then depth-wise 3×3."""
+    return nn.Sequential(conv(in_channels, out_channels, 1), conv(out_channels, out_channels, 3, groups=out_channels))
 
 
 def _perceptron(in_channels: int, hidden: int, out_channels: int) -> nn.Sequential:
@@ -53,9 +54,9 @@ class GlobalInterContext(KeepsFloat32):
         self.attention: Form = attention
         out_channels = 2 * slice_width
         self.heads = channels // HEAD_WIDTH
-        self.keys = _projection(channels)
-        self.queries = _projection(channels)
-        self.values = _projection(channels)
+        self.keys = projection(channels, channels)
+        self.queries = projection(channels, channels)
+        self.values = projection(channels, channels)
         self.reprojection = conv(channels, out_channels * 3 // 2, 5)
         self.mlp = _perceptron(out_channels * 3 // 2, out_channels * 2, out_channels)
         self.skip = conv(out_channels * 3 // 2, out_channels, 1)
@@ -68,18 +69,20 @@ class GlobalInterContext(KeepsFloat32):
 
 
 class GlobalIntraContext(KeepsFloat32):
-    """Previous slice and anchors of the current one, [B, C, h, w] each → [B, 2C, h, w].
+    """Previous slice [B, source, h, w] and anchors of the current one [B, C, h, w] → [B, 2C, h, w].
 
     Where the previous slice's anchors and non-anchors are alike, the current slice's values at
     the anchors tell of those at the non-anchors. Attended values are zero at the anchors.
     """
 
-    def __init__(self, slice_width: int, attention: Form) -> None:
+    def __init__(self, slice_width: int, attention: Form, source: int | None = None) -> None:
+        """source: channels of what stands for the previous slice; None: it is one, of as many channels."""
         super().__init__()
         self.attention: Form = attention
-        self.keys = _projection(slice_width)
-        self.queries = _projection(slice_width)
-        self.values = _projection(slice_width)
+        source = slice_width if source is None else source
+        self.keys = projection(source, slice_width)
+        self.queries = projection(source, slice_width)
+        self.values = projection(slice_width, slice_width)
         self.reprojection = conv(slice_width, 2 * slice_width, 5)
         self.mlp = _perceptron(2 * slice_width, 4 * slice_width, 2 * slice_width)
 
