@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from mlic_fast.engine import winograd_layers
+from mlic_fast.engine import layers, winograd_layers
 from mlic_fast.engine.layers import LAYOUT, Convolution, compile_convolution, shuffle
 from mlic_fast.engine.strips import (
     Block,
@@ -21,6 +21,8 @@ from mlic_fast.engine.strips import (
     strip_height,
     whole,
 )
+from mlic_fast.engine.transforms import steps_of
+from mlic_fast.nn.token_mixing import token_mixing_pair
 
 
 def convolution(in_channels: int, out_channels: int, kernel: int, stride: int, seed: int = 0) -> Any:
@@ -49,7 +51,7 @@ CUTS = [
 
 
 @pytest.mark.parametrize("cuts", CUTS)
-@pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2)])
+@pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2), (5, 1)])
 def test_convolutions(kernel: int, stride: int, cuts: list[int]) -> None:
     layer = convolution(5, 16, kernel, stride)
     x = torch.randn(1, 5, 16, 6, generator=torch.Generator().manual_seed(1))
@@ -101,6 +103,34 @@ def test_blocks_and_their_skip_connections(kind: str, cuts: list[int]) -> None:
     assert out.shape == expected.shape
     assert (out - expected).abs().max() < 1e-5
     assert torch.equal(x, untouched)
+
+
+@pytest.mark.parametrize("cuts", CUTS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
+@torch.no_grad()
+def test_token_mixing(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, tolerance: float, cuts: list[int]) -> None:
+    if dtype == torch.bfloat16:  # packed weights of this type are for some processors alone
+        monkeypatch.setattr(layers, "has_packed_convolutions", lambda: False)
+    torch.manual_seed(12)
+    module = token_mixing_pair(24)
+    first, second = steps_of(module, dtype)
+    x = torch.randn(1, 24, 16, 6)
+    untouched = x.clone()
+    expected = module(x)
+    out = pushed(Sequence(first.make(), second.make()), x, cuts)
+    assert out.dtype == torch.float32
+    assert (out - expected).abs().max() < tolerance
+    assert (whole(first, x) - module[0](x)).abs().max() < tolerance
+    assert torch.equal(x, untouched)
+
+
+def test_a_map_lower_than_the_kernel() -> None:
+    layer = convolution(4, 4, 5, 1)
+    for height in (1, 2, 3):
+        x = torch.randn(1, 4, height, 6, generator=torch.Generator().manual_seed(height))
+        expected = layer(x.contiguous(memory_format=LAYOUT))
+        for cuts in ([], list(range(1, height))):
+            assert (pushed(ConvolutionRows(layer), x, cuts) - expected).abs().max() < 1e-5
 
 
 def test_shuffle_is_pixel_shuffle_of_reordered_channels() -> None:

@@ -11,12 +11,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlic_fast.checkerboard import Parity, fill, pack
 from mlic_fast.engine.attention import attend, attend_across
-from mlic_fast.engine.layers import LAYOUT, Convolution, Weights, compile_convolution, compile_module
+from mlic_fast.engine.layers import LAYOUT, Convolution, Weights, compile_convolution, compile_module, normalised
 from mlic_fast.nn.channel_context import ChannelContext
 from mlic_fast.nn.global_context import INTRA_HEADS, GlobalInterContext, GlobalIntraContext
 from mlic_fast.nn.local_context import LocalContext
@@ -117,9 +116,9 @@ class CompiledLocalContext:
 
     def __call__(self, anchors: Tensor, prepared: None = None) -> Tensor:
         before, after = self._norms
-        qkv = self._qkv(_normalised(anchors, before))
+        qkv = self._qkv(normalised(anchors, before))
         out = local_attention(qkv, *self._attention).permute(0, 3, 1, 2)  # [B, 2C, h, w/2], channels-last
-        return self._narrow.add_to(out, self._wide(_normalised(out, after), gelu=True))
+        return self._narrow.add_to(out, self._wide(normalised(out, after), gelu=True))
 
 
 class CompiledStackedLocalContext:
@@ -131,13 +130,6 @@ class CompiledStackedLocalContext:
     def __call__(self, anchors: Tensor, prepared: None = None) -> Tensor:
         first, second, last = self._layers
         return pack(last(second(first(anchors, gelu=True), gelu=True)), Parity.NONANCHOR, LAYOUT)
-
-
-def _normalised(x: Tensor, norm: nn.LayerNorm) -> Tensor:
-    """LayerNorm over the channels of a channels-last map."""
-    rows = x.permute(0, 2, 3, 1)
-    weight, bias = norm.weight.detach(), norm.bias.detach()
-    return F.layer_norm(rows, norm.normalized_shape, weight, bias, norm.eps).permute(0, 3, 1, 2)
 
 
 def _bias(layer: nn.Module) -> Tensor:

@@ -170,6 +170,13 @@ def gelu_(x: Tensor) -> Tensor:
     return result
 
 
+def normalised(x: Tensor, norm: nn.LayerNorm) -> Tensor:
+    """LayerNorm over the channels of a map."""
+    rows = x.permute(0, 2, 3, 1)
+    weight, bias = norm.weight.detach(), norm.bias.detach()
+    return F.layer_norm(rows, norm.normalized_shape, weight, bias, norm.eps).permute(0, 3, 1, 2)
+
+
 class _PackedConvolution:
     """oneDNN with weights in its own layout and the operation after it fused; CPU, float32 or bfloat16."""
 

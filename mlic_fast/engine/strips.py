@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mlic_fast.engine.layers import LAYOUT, Convolution, convolve_pieces
+from mlic_fast.engine.layers import LAYOUT, Convolution, convolve_pieces, normalised
 from mlic_fast.ops.gdn import gdn, gdn_
 
 
@@ -64,8 +64,9 @@ def in_strips(blocks: list[tuple[Block, RowLayer]], rows: Tensor, last: bool, la
 
 
 class ConvolutionRows:
-    """A convolution of kernel 1 or 3 and stride 1 or 2, and a pixel shuffle; the map's height fits the stride.
+    """A convolution of odd kernel and stride 1, or of kernel 1 or 3 and stride 2, and a pixel shuffle.
 
+    The map's height fits the stride.
     Before the shuffle the output's channels are [factor, factor, C], in this order.
     """
 
@@ -76,20 +77,20 @@ class ConvolutionRows:
         self._skip = 0  # rows of the next input that a kernel of 1 leaves out
 
     def push(self, rows: Tensor, last: bool) -> Tensor | None:
-        stride = self._convolution.stride
+        kernel, stride = self._convolution.kernel, self._convolution.stride
         begun, self._begun = self._begun, True
         rows = rows.to(self._convolution.dtype)
         if not begun and last:
             return self._convolve([rows], True)
-        if self._convolution.kernel == 1:
+        if kernel == 1:
             rows = rows[:, :, self._skip :]
             self._skip = -rows.shape[2] % stride
             return self._convolve([rows], True) if rows.shape[2] else None
-        zeros = torch.zeros_like(rows[:, :, :1])
+        zeros = torch.zeros_like(rows[:, :, :1]).expand(-1, -1, kernel // 2, -1)
         pieces = [zeros if self._before is None else self._before, rows]
         if last and stride == 1:
             pieces.append(zeros)
-        count = (sum(piece.shape[2] for piece in pieces) - 3) // stride + 1
+        count = (sum(piece.shape[2] for piece in pieces) - kernel) // stride + 1
         self._before = _without(pieces, max(count, 0) * stride)
         return self._convolve(pieces, False) if count > 0 else None
 
@@ -144,6 +145,16 @@ class Sequence:
         return out
 
 
+class NormRows:
+    """LayerNorm over the channels."""
+
+    def __init__(self, norm: nn.LayerNorm) -> None:
+        self._norm = norm
+
+    def push(self, rows: Tensor, last: bool) -> Tensor | None:
+        return normalised(rows, self._norm)
+
+
 class Residual:
     """layers(x) + skip(x); without a skip the input itself is added."""
 
@@ -158,9 +169,21 @@ class Residual:
         total = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
         done = 0
         for part, beside in parts:
-            torch.add(part, beside, out=total[:, :, done : done + part.shape[2]])
+            self._join(part, beside, total[:, :, done : done + part.shape[2]])
             done += part.shape[2]
         return total
+
+    @staticmethod
+    def _join(part: Tensor, beside: Tensor, out: Tensor) -> None:
+        torch.add(part, beside, out=out)
+
+
+class Gated(Residual):
+    """The input times the sigmoid of layers(x)."""
+
+    @staticmethod
+    def _join(part: Tensor, beside: Tensor, out: Tensor) -> None:
+        torch.mul(part.float().sigmoid_(), beside, out=out)
 
 
 class Normalised:

@@ -8,6 +8,7 @@ cost 0.01 dB and more at high rates.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 
 import torch
@@ -19,7 +20,9 @@ from mlic_fast.engine.map_memory import shared_map_memory
 from mlic_fast.engine.strips import (
     Block,
     ConvolutionRows,
+    Gated,
     Normalised,
+    NormRows,
     Residual,
     RowLayer,
     Sequence,
@@ -27,9 +30,11 @@ from mlic_fast.engine.strips import (
 )
 from mlic_fast.nn.analysis import AnalysisTransform
 from mlic_fast.nn.blocks import DownsamplingBlock, ResidualBlock, UpsamplingBlock
+from mlic_fast.nn.gate import parts_of_gate
 from mlic_fast.nn.gdn import GDN
 from mlic_fast.nn.hyperprior import HyperAnalysis, HyperSynthesis
 from mlic_fast.nn.synthesis import SynthesisTransform
+from mlic_fast.nn.token_mixing import DepthwiseResidualBlock, TokenMixing
 
 _FLOAT32 = torch.float32
 
@@ -68,7 +73,7 @@ def compile_analysis(module: AnalysisTransform, dtype: torch.dtype) -> StripTran
     """g_a: x [B, 3, H, W] → y [B, M, H/16, W/16]."""
     *blocks, last = module.analysis_transform
     final = compile_module(last, exact=False)
-    steps = [_block(block, dtype) for block in blocks]
+    steps = [step for block in blocks for step in steps_of(block, dtype)]
     outputs, inputs = last.get_parameter("weight").shape[:2]
     steps.append(Block(partial(ConvolutionRows, final), inputs))
     return StripTransform(steps, outputs, 16, 1)
@@ -78,7 +83,7 @@ def compile_synthesis(module: SynthesisTransform, dtype: torch.dtype) -> StripTr
     """g_s: ŷ [B, M, h, w] → x̂ [B, 3, 16h, 16w]."""
     *blocks, last = module.synthesis_transform
     final, factor = _subpixel_convolution(last, _FLOAT32)
-    steps = [_block(block, dtype) for block in blocks]
+    steps = [step for block in blocks for step in steps_of(block, dtype)]
     steps.append(Block(partial(ConvolutionRows, final, factor=factor), last.get_parameter("0.weight").shape[1]))
     return StripTransform(steps, 3, 1, 16)
 
@@ -121,13 +126,18 @@ class CompiledHyperSynthesis:
         return x
 
 
-def _block(module: nn.Module, dtype: torch.dtype) -> Block:
+def steps_of(module: nn.Module, dtype: torch.dtype) -> list[Block]:
+    """The steps that a block of g_a or g_s is, or several one after the other."""
+    if isinstance(module, nn.Sequential):
+        return [step for block in module for step in steps_of(block, dtype)]
     if isinstance(module, ResidualBlock):
-        return _residual(module, dtype)
+        return [_residual(module, dtype)]
+    if isinstance(module, TokenMixing):
+        return [_token_mixing(module, dtype)]
     if isinstance(module, DownsamplingBlock):
-        return _down(module, dtype)
+        return [_down(module, dtype)]
     assert isinstance(module, UpsamplingBlock)
-    return _up(module, dtype)
+    return [_up(module, dtype)]
 
 
 def _residual(module: ResidualBlock, dtype: torch.dtype) -> Block:
@@ -139,6 +149,26 @@ def _residual(module: ResidualBlock, dtype: torch.dtype) -> Block:
         return Residual(layers, None if skip is None else ConvolutionRows(skip))
 
     return Block(make, max(module.conv1.weight.shape[:2]))
+
+
+def _token_mixing(module: TokenMixing, dtype: torch.dtype) -> Block:
+    def compiled(layers: Iterable[nn.Module]) -> list[Convolution]:
+        return [compile_module(layer, dtype=dtype, exact=False) for layer in layers]
+
+    residual, *rest = module.token_mixer
+    assert isinstance(residual, DepthwiseResidualBlock)
+    inner, outer = compiled(residual.block[n] for n in (0, 2)), compiled(rest)
+    norm, layers = parts_of_gate(module.gate.gate)
+    *opening, last = compiled(layers)
+
+    def make() -> RowLayer:
+        near = Residual(Sequence(*(ConvolutionRows(layer, gelu=True) for layer in inner)))
+        mixer = Sequence(NormRows(module.norm1), near, *(ConvolutionRows(layer) for layer in outer))
+        opened = (ConvolutionRows(layer, gelu=True) for layer in opening)
+        gate = Gated(Sequence(NormRows(norm), *opened, ConvolutionRows(last)))
+        return Sequence(Residual(mixer), Residual(Sequence(NormRows(module.norm2), gate)))
+
+    return Block(make, len(module.norm1.weight))
 
 
 def _down(module: DownsamplingBlock, dtype: torch.dtype) -> Block:

@@ -41,3 +41,10 @@ def gate_layers(channels: int, conv: _MakesConv) -> nn.Sequential:
         conv(channels, channels, 1),
         nn.Sigmoid(),
     )
+
+
+def parts_of_gate(layers: nn.Sequential) -> tuple[ChannelNorm, list[nn.Module]]:
+    """The norm of `gate_layers`, and its convolutions; GELU comes after each of these but the last."""
+    norm = layers[0]
+    assert isinstance(norm, ChannelNorm)
+    return norm, [layers[n] for n in (1, 3, 5)]
