@@ -29,7 +29,7 @@ def install(model: Network) -> None:
     """
     for transform in (model.g_a, model.g_s, model.h_a):
         for module in list(transform.modules()):
-            if type(module) is nn.Conv2d:
+            if type(module) is nn.Conv2d and module.groups == 1:
                 kernel, stride = module.kernel_size, module.stride
                 if kernel == (3, 3) and stride == (1, 1):
                     module.__class__ = TrainedConv

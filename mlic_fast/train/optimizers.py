@@ -55,7 +55,7 @@ def matrix_weights(model: nn.Module) -> list[nn.Parameter]:
         module.get_parameter("weight")
         for transform in transforms
         for module in transform.modules()
-        if isinstance(module, nn.Conv2d)
+        if isinstance(module, nn.Conv2d) and module.groups == 1  # a depth-wise one's weight is no matrix
     ]
 
 
