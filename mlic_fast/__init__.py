@@ -23,6 +23,7 @@ _HOME_OF = {
     "MLIC": "mlic_fast.model",
     "MLICPlus": "mlic_fast.model",
     "MLICPlusPlus": "mlic_fast.model",
+    "MLICv2": "mlic_fast.model",
     "ModelConfig": "mlic_fast.config",
     "MlicError": "mlic_fast.errors",
     "encode": "mlic_fast.codec",
@@ -37,6 +38,7 @@ __all__ = [
     "MLIC",
     "MLICPlus",
     "MLICPlusPlus",
+    "MLICv2",
     "MlicError",
     "ModelConfig",
     "__version__",
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
     from mlic_fast.model import MLIC as MLIC
     from mlic_fast.model import MLICPlus as MLICPlus
     from mlic_fast.model import MLICPlusPlus as MLICPlusPlus
+    from mlic_fast.model import MLICv2 as MLICv2
     from mlic_fast.model import load as load
 
 

@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from mlic_fast.contexts import Architecture, Member, member_of
+from mlic_fast.contexts import Variant as Variant
 from mlic_fast.errors import ConfigError
-
-Variant = Literal["new", "old"]
 
 # The widest configuration that is accepted. It bounds what a hostile weights file can make
 # us allocate; the published model has N=192, M=320.
@@ -37,7 +36,8 @@ class ModelConfig:
     slice_num: number of channel slices of y; must divide M.
     context_window: side of the local attention's window; the architecture's is 5 and no other.
     variant: "new" (weights since April 2024) or "old" (released before: another start of
-        the synthesis transform and other latent residual predictions); members beside MLIC++ have the new one alone.
+        the synthesis transform and other latent residual predictions) of MLIC++; "new" (CompressAI's form) or
+        "guided" (ours, see docs/mlicv2.md) of MLICv2; "new" of the others.
     architecture: which member of the family, see mlic_fast.contexts: "mlicpp" (MLIC++) and so on.
 
     Raises ConfigError at construction for what the architecture does not allow.
@@ -56,10 +56,6 @@ class ModelConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name} must be a positive integer, not {value!r}")
-        if self.variant not in get_args(Variant):
-            raise ConfigError(f"variant must be one of {get_args(Variant)}, not {self.variant!r}")
-        if self.variant == "old" and self.architecture != "mlicpp":
-            raise ConfigError(f"{title} has no variant 'old': MLIC++ alone was released in two")
         if max(self.N, self.M) > MAX_CHANNELS:
             raise ConfigError(f"N={self.N}, M={self.M}: at most {MAX_CHANNELS} channels are supported")
         if self.M % self.slice_num:
@@ -70,6 +66,11 @@ class ModelConfig:
             raise ConfigError(f"M={self.M} must be even: the hyper synthesis has 3M/2 channels")
         if self.slice_width % 2:
             raise ConfigError(f"slice width M/slice_num={self.slice_width} must be even: the contexts have two heads")
+        if self.slice_width % 4 and any(context.form == "rotated windows" for context in self.member.contexts):
+            raise ConfigError(
+                f"slice width M/slice_num={self.slice_width} must be a multiple of 4: {title}, variant {self.variant}, "
+                "turns pairs of channels of two heads"
+            )
         inter = [context for context in self.member.contexts if context.name == "global_inter_context"]
         for index in range(inter[0].first if inter else self.slice_num, self.slice_num):
             dim = index * self.slice_width
@@ -88,8 +89,8 @@ class ModelConfig:
 
     @property
     def member(self) -> Member:
-        """The member of the family. Raises ConfigError for an architecture that there is not."""
-        return member_of(self.architecture)
+        """The member of the family. Raises ConfigError for an architecture or a variant that there is not."""
+        return member_of(self.architecture, self.variant)
 
     @classmethod
     def published(cls, architecture: Architecture) -> ModelConfig:

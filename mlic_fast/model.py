@@ -67,7 +67,12 @@ class CodecModel(Network, CompressionModel):
 
     @fit_to_code
     def forward(
-        self, x: Tensor, noise: tuple[Tensor, Tensor] | None = None, step: Tensor | None = None
+        self,
+        x: Tensor,
+        noise: tuple[Tensor, Tensor] | None = None,
+        step: Tensor | None = None,
+        *,
+        selective: bool = False,
     ) -> dict[str, Any]:
         """Reconstruct x and estimate its rate, without coding.
 
@@ -75,6 +80,8 @@ class CodecModel(Network, CompressionModel):
         noise: what is added to y [B, M, H/16, W/16] and z [B, N, H/64, W/64] for the likelihoods, in either mode,
             uniform from -1/2 to 1/2 as a rule; None: training mode draws it, evaluation mode adds none.
         step: quantisation steps Δ of y [B], positive: symbols are (y − mean) / Δ, rounded; None: 1.
+        selective: leave out the symbols that MLICv2's predictor drops, as CompressAI does: they are means and cost
+            nothing. This is not what is coded, which is every symbol. Raises ConfigError for models without predictor.
         Returns {"x_hat": [B, 3, H, W], "likelihoods": {"y_likelihoods": [B, M, H/16, W/16],
         "z_likelihoods": [B, N, H/64, W/64]}}. In training mode likelihoods are those of noisy values and
         rounding passes gradients straight through.
@@ -91,8 +98,11 @@ class CodecModel(Network, CompressionModel):
             steps = None if step is None else step.to(y).view(-1, 1, 1, 1)
             noise_of_y = None if noise is None else noise[0]
             estimator = Estimator(self.gaussian_conditional, y, self.slice_num, noise_of_y, steps)
-            y_hat = code(self.walk(z_hat), estimator)
+            selection = self.selection() if selective else None
+            y_hat = code(self.walk(z_hat, selection), estimator)
             y_likelihoods = estimator.likelihoods()
+            if selection is not None:
+                y_likelihoods = selection.likelihoods(y_likelihoods)
         return {
             "x_hat": self.synthesise(y_hat),
             "likelihoods": {"y_likelihoods": y_likelihoods, "z_likelihoods": z_likelihoods},
@@ -236,7 +246,23 @@ class MLIC(CodecModel):
     architecture = "mlic"
 
 
-_CLASSES: dict[Architecture, type[CodecModel]] = {"mlicpp": MLICPlusPlus, "mlic+": MLICPlus, "mlic": MLIC}
+class MLICv2(CodecModel):
+    """MLICv2 (Jiang et al. 2025, arXiv 2504.19119): MLIC++ with token mixing and refined contexts, see docs/mlicv2.md.
+
+    config: as for CodecModel; None: the published size in CompressAI's form (82,216,654 parameters). Its authors
+    published neither code nor weights: this follows the paper as CompressAI's implementation reads it, with that one's
+    parameter names where MLIC++ has none; variant "guided" follows it as we read it.
+    """
+
+    architecture = "mlicv2"
+
+
+_CLASSES: dict[Architecture, type[CodecModel]] = {
+    "mlicpp": MLICPlusPlus,
+    "mlic+": MLICPlus,
+    "mlic": MLIC,
+    "mlicv2": MLICv2,
+}
 
 
 def class_of(architecture: Architecture) -> type[CodecModel]:

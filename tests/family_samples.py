@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 
 from conftest import GOLDEN, golden_weights
 from mlic_fast.config import ModelConfig
-from mlic_fast.contexts import FAMILY, Architecture
+from mlic_fast.contexts import FAMILY, Architecture, Variant
 from mlic_fast.model import CodecModel, class_of
 
 SMALL = {"N": 64, "M": 96, "slice_num": 3}
@@ -21,7 +21,7 @@ SMALL = {"N": 64, "M": 96, "slice_num": 3}
 ARCHITECTURES: tuple[Architecture, ...] = tuple(FAMILY)
 
 # Factors of the golden weights; MLIC++ takes MLIC+'s.
-GAINS: dict[Architecture, str] = {"mlicpp": "mlicplus", "mlic+": "mlicplus", "mlic": "mlic"}
+GAINS: dict[Architecture, str] = {"mlicpp": "mlicplus", "mlic+": "mlicplus", "mlic": "mlic", "mlicv2": "mlicv2"}
 
 # CompressAI's name of a module or parameter, by which golden weights are seeded; others keep theirs.
 _PEER = (
@@ -31,6 +31,8 @@ _PEER = (
     (r"local_context\.(\d+)\b", r"latent_codec.y.latent_codec.y\1.spatial_context_nonanchor"),
     (r"global_intra_context\.(\d+)\b", r"latent_codec.y.latent_codec.y\1.intra_channel_context_nonanchor"),
     (r"((?:entropy_parameters|lrp)_(?:anchor|nonanchor))\.(\d+)\b", r"latent_codec.y.latent_codec.y\2.\1"),
+    (r"global_hyper_context\.(\d+)\b", r"latent_codec.y.latent_codec.y\1.spatial_context_anchor.hgcp"),
+    (r"selective_predictor\.(\d+)\b", r"latent_codec.y.latent_codec.y\1.selective_predictor"),
 )
 
 
@@ -42,28 +44,40 @@ def peer_name(name: str) -> str:
     return name
 
 
-class _Seeded:
-    """A model whose parameters go by CompressAI's names."""
+class _Named:
+    """Parameters under names that are not their own."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
-        self._model = model
+    def __init__(self, parameters: Mapping[str, torch.nn.Parameter]) -> None:
+        self._parameters = parameters
 
     def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
-        return ((peer_name(name), parameter) for name, parameter in self._model.named_parameters())
+        # those without dimensions are apart
+        return ((name, parameter) for name, parameter in self._parameters.items() if parameter.dim())
+
+
+@torch.no_grad()
+def fill(parameters: Mapping[str, torch.nn.Parameter], gains: str) -> None:
+    """Golden weights of these factors for parameters by CompressAI's names."""
+    factors = json.loads((GOLDEN / f"{gains}.json").read_text())
+    golden_weights.fill(_Named(parameters), factors)
+    for name, parameter in parameters.items():
+        if parameter.dim() == 0:  # it is its factor; our own reading's have none
+            parameter.fill_(factors.get(name, 20.0))
 
 
 def filled(config: ModelConfig, gains: str) -> CodecModel:
     """A model in evaluation mode with golden weights of these factors, tables computed."""
     model = class_of(config.architecture)(config)
-    golden_weights.fill(_Seeded(model), json.loads((GOLDEN / f"{gains}.json").read_text()))
+    fill({peer_name(name): parameter for name, parameter in model.named_parameters()}, gains)
     model.update(force=True)
     return model.eval()
 
 
 @cache
-def golden_model(architecture: Architecture) -> CodecModel:
-    """The small model of CompressAI's golden data."""
-    return filled(ModelConfig(**SMALL, architecture=architecture), f"gains_family_{GAINS[architecture]}")
+def golden_model(architecture: Architecture, variant: Variant = "new") -> CodecModel:
+    """The small model of CompressAI's golden data; other variants have of its weights what fits them."""
+    config = ModelConfig(**SMALL, variant=variant, architecture=architecture)
+    return filled(config, f"gains_family_{GAINS[architecture]}")
 
 
 @cache

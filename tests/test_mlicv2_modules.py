@@ -3,16 +3,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from family_samples import fill
 from torch import Tensor, nn
 
-from conftest import GOLDEN, golden_weights
+from conftest import golden_weights
 from mlic_fast.checkerboard import Parity, keep, unpack
 from mlic_fast.nn.blocks import DownsamplingBlock, UpsamplingBlock, conv, subpixel_conv
 from mlic_fast.nn.global_context import GlobalInterContext, GlobalIntraContext
@@ -32,37 +32,10 @@ INTER = "latent_codec.y.channel_context.y{}.global_inter_part"
 TOLERANCE = 1e-5
 
 
-class Named:
-    """Parameters of a module under the names that they have in CompressAI's model; those without dimensions apart."""
-
-    def __init__(self, module: nn.Module, prefix: str) -> None:
-        named = {f"{prefix}.{name}": parameter for name, parameter in module.named_parameters()}
-        self.scalars = {name: parameter for name, parameter in named.items() if parameter.dim() == 0}
-        self._rest = {name: parameter for name, parameter in named.items() if parameter.dim()}
-
-    def named_parameters(self) -> Any:
-        return self._rest.items()
-
-
-@pytest.fixture(scope="module")
-def gains() -> dict[str, Any]:
-    read: dict[str, Any] = json.loads((GOLDEN / "gains_family_mlicv2.json").read_text())
-    return read
-
-
-@pytest.fixture(scope="module")
-def filled(gains: dict[str, Any]) -> Callable[[nn.Module, str], nn.Module]:
-    """(module, its name in CompressAI's model) → it with the golden weights."""
-
-    def fill(module: nn.Module, prefix: str) -> nn.Module:
-        named = Named(module, prefix)
-        golden_weights.fill(named, gains)
-        with torch.no_grad():  # a parameter without dimensions is its gain
-            for name, parameter in named.scalars.items():
-                parameter.fill_(gains[name])
-        return module.eval()
-
-    return fill
+def filled(module: nn.Module, prefix: str) -> Any:
+    """The module with the golden weights of what CompressAI's model has under this name."""
+    fill({f"{prefix}.{name}": parameter for name, parameter in module.named_parameters()}, "gains_family_mlicv2")
+    return module.eval()
 
 
 @pytest.fixture(scope="module")
@@ -85,15 +58,15 @@ def anchors(data: dict[str, Tensor], i: int) -> Tensor:
 
 
 @torch.no_grad()
-def test_analysis_of_token_mixing(filled: Any, data: dict[str, Tensor]) -> None:
+def test_analysis_of_token_mixing(data: dict[str, Tensor]) -> None:
     pairs = [layer for _ in range(3) for layer in (None, token_mixing_pair(N))]
     layers = [DownsamplingBlock(3 if k == 0 else N, N) if pair is None else pair for k, pair in enumerate(pairs)]
     module = filled(nn.Sequential(*layers, conv(N, M, stride=2)), "g_a.analysis_transform")
-    assert_close(module(data["x"]), data["g_a"])
+    assert_close(module(golden_weights.test_image(64, 128, 13)), data["g_a"])
 
 
 @torch.no_grad()
-def test_synthesis_of_token_mixing(filled: Any, data: dict[str, Tensor]) -> None:
+def test_synthesis_of_token_mixing(data: dict[str, Tensor]) -> None:
     layers = [token_mixing_pair(M), UpsamplingBlock(M, N)]
     layers += [layer for _ in range(2) for layer in (token_mixing_pair(N), UpsamplingBlock(N, N))]
     layers += [token_mixing_pair(N), subpixel_conv(N, 3, 2)]
@@ -103,7 +76,7 @@ def test_synthesis_of_token_mixing(filled: Any, data: dict[str, Tensor]) -> None
 
 @torch.no_grad()
 @pytest.mark.parametrize("i", [1, 2])
-def test_context_between_slices(filled: Any, data: dict[str, Tensor], i: int) -> None:
+def test_context_between_slices(data: dict[str, Tensor], i: int) -> None:
     name = INTER.format(i)
     module = filled(RefinedContext(GlobalInterContext(i * C, C, "linear attention"), C), name)
     decoded = slices(data, i)
@@ -115,7 +88,7 @@ def test_context_between_slices(filled: Any, data: dict[str, Tensor], i: int) ->
 
 @torch.no_grad()
 @pytest.mark.parametrize("i", [1, 2])
-def test_context_within_a_slice(filled: Any, data: dict[str, Tensor], i: int) -> None:
+def test_context_within_a_slice(data: dict[str, Tensor], i: int) -> None:
     name = LEAF.format(i) + ".intra_channel_context_nonanchor"
     module = filled(RefinedContext(GlobalIntraContext(C, "linear attention"), C), name)
     previous, own = data["y_hat"][:, (i - 1) * C : i * C], anchors(data, i)
@@ -124,7 +97,7 @@ def test_context_within_a_slice(filled: Any, data: dict[str, Tensor], i: int) ->
 
 
 @torch.no_grad()
-def test_context_of_the_hyper_parameters(filled: Any, data: dict[str, Tensor]) -> None:
+def test_context_of_the_hyper_parameters(data: dict[str, Tensor]) -> None:
     name = LEAF.format(0) + ".spatial_context_anchor"
     module = filled(HyperContext(M, C), f"{name}.hgcp")
     assert_close(module(data["latent_codec.h_s"]), data[name])
@@ -133,7 +106,7 @@ def test_context_of_the_hyper_parameters(filled: Any, data: dict[str, Tensor]) -
 @torch.no_grad()
 @pytest.mark.parametrize("parity", list(Parity))
 @pytest.mark.parametrize("i", [0, 1, 2])
-def test_selective_predictor(filled: Any, data: dict[str, Tensor], i: int, parity: Parity) -> None:
+def test_selective_predictor(data: dict[str, Tensor], i: int, parity: Parity) -> None:
     leaf = LEAF.format(i)
     hyper = data["latent_codec.h_s"]
     side = [hyper]

@@ -15,7 +15,7 @@ from enum import IntEnum
 from typing import Any, Literal, NoReturn, TypeVar
 
 from mlic_fast.bitstream import alpha_plane
-from mlic_fast.contexts import Architecture
+from mlic_fast.contexts import Architecture, Variant
 from mlic_fast.errors import BitstreamError, LimitError, MlicError, NotMlicFileError, TruncatedFileError
 from mlic_fast.limits import Limits
 
@@ -30,7 +30,6 @@ _MAX_VARINT = 2**32 - 1
 _ANCILLARY = 0x80  # chunk kinds with this bit may be skipped by a reader that does not know them
 
 Mode = Literal["grey", "grey-alpha", "rgb", "rgb-alpha"]
-Variant = Literal["new", "old"]
 Padding = Literal["zero", "fade"]
 CoderLayout = Literal["rans64"]
 Guard = Literal["none", "moved-boundaries"]
@@ -42,6 +41,8 @@ _MODELS: dict[int, tuple[Architecture, Variant]] = {
     1: ("mlicpp", "old"),
     2: ("mlic", "new"),
     3: ("mlic+", "new"),
+    4: ("mlicv2", "new"),
+    5: ("mlicv2", "guided"),
 }
 _PADDINGS: dict[int, Padding] = {0: "zero", 1: "fade"}
 _LAYOUTS: dict[int, CoderLayout] = {1: "rans64"}

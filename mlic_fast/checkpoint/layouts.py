@@ -33,7 +33,7 @@ _DEEPEST = 4
 _BOTTLENECK = re.compile(r"entropy_bottleneck\._(?:(matri|bia|facto)(?:x|s|r)|(matri|bias|facto)(?:ces|es|rs)\.)(\d)")
 _BOTTLENECK_PLURAL = {"matri": "matrices", "bia": "biases", "bias": "biases", "facto": "factors"}
 
-# CompressAI's own MLIC, MLIC+ and MLIC++ → official.
+# CompressAI's own family → official.
 _SLICE = r"latent_codec\.y\.latent_codec\.y(\d+)\."
 _COMPRESSAI = tuple(
     (re.compile(pattern), replacement)
@@ -44,6 +44,8 @@ _COMPRESSAI = tuple(
         (r"latent_codec\.y\.channel_context\.y(\d+)\.global_inter_part\.", r"global_inter_context.\1."),
         (_SLICE + r"spatial_context_nonanchor\.", r"local_context.\1."),
         (_SLICE + r"intra_channel_context_nonanchor\.", r"global_intra_context.\1."),
+        (_SLICE + r"spatial_context_anchor\.hgcp\.", r"global_hyper_context.\1."),
+        (_SLICE + r"selective_predictor\.", r"selective_predictor.\1."),
         (_SLICE + r"((?:entropy_parameters|lrp)_(?:anchor|nonanchor))\.", r"\2.\1."),
     )
 )

@@ -12,8 +12,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 
-from mlic_fast.config import HEAD_WIDTH, ModelConfig, Variant
-from mlic_fast.contexts import FAMILY, Architecture, Form, contexts_of, inputs_of, member_of, width_of
+from mlic_fast.config import HEAD_WIDTH, ModelConfig
+from mlic_fast.contexts import FAMILY, Architecture, Form, Variant, inputs_of, member_of, width_of
 from mlic_fast.errors import CheckpointError, ConfigError
 
 Shape = tuple[int, ...]
@@ -25,7 +25,7 @@ SCALE_TABLE = "gaussian_conditional.scale_table"
 TABLES = frozenset((*BOTTLENECK_TABLES, *GAUSSIAN_TABLES, SCALE_TABLE))
 
 # Constants that are saved with the weights and never trained; so are the tables and the position indexes.
-_CONSTANTS = re.compile(r".*\.(bound|pedestal|scale_bound|target)")
+_CONSTANTS = re.compile(r".*\.(bound|pedestal|scale_bound|target|frequency)")
 
 Entries = Iterator[tuple[str, Shape]]
 
@@ -66,7 +66,11 @@ def infer_config(shapes: Mapping[str, Shape], architecture: Architecture | None 
             f"from 0 without gaps, here there are {found}; the names begin with {_some(sorted(shapes))}"
         )
     # M = N leaves no other trace of the old synthesis transform; the old residual prediction has one layer more.
-    variant: Variant = "old" if "lrp_anchor.0.lrp_transform.6.weight" in shapes else "new"
+    variant: Variant = "new"
+    if "lrp_anchor.0.lrp_transform.6.weight" in shapes:
+        variant = "old"
+    elif "local_context.0.rope.theta_x" in shapes:
+        variant = "guided"
     first = next(name for name in shapes if (m := _LOCAL.fullmatch(name)) and m.group(1) == "0")
     member = _member(shapes, len(slices), variant, architecture)
     try:
@@ -75,7 +79,7 @@ def infer_config(shapes: Mapping[str, Shape], architecture: Architecture | None 
             M=_dimension(shapes, "g_a.analysis_transform.6.weight", 4, 0),
             slice_num=len(slices),
             context_window=_dimension(shapes, first, 4, 3),
-            variant=variant,
+            variant=_own(variant, member),
             architecture=member,
         )
     except ConfigError as error:
@@ -96,8 +100,8 @@ def _member(shapes: Mapping[str, Shape], slice_num: int, variant: Variant, wante
     def expected(architecture: Architecture) -> set[str]:
         # names are those of any width
         size = {"N": HEAD_WIDTH, "M": HEAD_WIDTH * count, "slice_num": count}
-        own: Variant = variant if architecture == "mlicpp" else "new"
-        return set(expected_shapes(ModelConfig(**size, variant=own, architecture=architecture)))
+        config = ModelConfig(**size, variant=_own(variant, architecture), architecture=architecture)
+        return set(expected_shapes(config))
 
     unlike = {architecture: len(names ^ expected(architecture)) for architecture in FAMILY}
     found = min(FAMILY, key=lambda architecture: unlike[architecture])
@@ -111,6 +115,10 @@ def _member(shapes: Mapping[str, Shape], slice_num: int, variant: Variant, wante
             f"{_some(held)}"
         )
     return wanted
+
+
+def _own(variant: Variant, architecture: Architecture) -> Variant:
+    return variant if variant in member_of(architecture).variants else "new"
 
 
 def _titled(architecture: Architecture) -> str:
@@ -143,20 +151,21 @@ def _some(names: list[str]) -> str:
 def _model(config: ModelConfig) -> Entries:
     n, m, c = config.N, config.M, config.slice_width
     yield from _entropy_bottleneck(n)
-    yield from _under("g_a.analysis_transform", _analysis(n, m))
-    yield from _under("g_s.synthesis_transform", _synthesis(n, m, old=config.variant == "old"))
+    block = _token_mixing_pair if config.member.token_mixing else _block
+    yield from _under("g_a.analysis_transform", _analysis(n, m, block))
+    yield from _under("g_s.synthesis_transform", _synthesis(n, m, block, old=config.variant == "old"))
     yield from _under("h_a.reduction", _convs((m, n, n, n, n, n), 3))
     yield from _under("h_s.increase", _hyper_synthesis(n, m))
     yield from _gaussian_conditional()
     slices = range(config.slice_num)
-    contexts = {context.name: context for context in contexts_of(config.architecture)}
+    contexts = {context.name: context for context in config.member.contexts}
     for name, forms in _CONTEXT_ENTRIES.items():
         if context := contexts.get(name):
-            for i in slices[context.first :]:
+            for i in filter(context.has, slices):
                 yield from _under(f"{name}.{i}", forms[context.form](i, config))
     for name in ("anchor", "nonanchor"):
         for i in slices:
-            inputs = inputs_of(config.architecture, i)
+            inputs = inputs_of(config.architecture, i, config.variant)
             # the contexts, then the hyper-parameters
             width = width_of(inputs.anchors if name == "anchor" else inputs.nonanchors, c) + 2 * m
             yield from _under(f"entropy_parameters_{name}.{i}.fusion", _convs((width, 320, 256, 128, 2 * c), 1))
@@ -167,6 +176,10 @@ def _model(config: ModelConfig) -> Entries:
             old_widths = (width, width - d // 4, width - d // 2, width - d * 3 // 4, c)
             widths = old_widths if config.variant == "old" else (width, 224, 128, c)
             yield from _under(f"lrp_{name}.{i}.lrp_transform", _convs(widths, 3))
+    if config.member.predictor:
+        for i in slices:
+            side = 2 * m + i * c + width_of(inputs_of(config.architecture, i, config.variant).before, c)
+            yield from _under(f"selective_predictor.{i}", _selective_predictor(side, c))
 
 
 def _under(prefix: str, entries: Entries) -> Entries:
@@ -209,6 +222,28 @@ def _block(name: str, inputs: int, outputs: int) -> Entries:
         yield from _conv(f"{name}.skip", inputs, outputs, 1)
 
 
+def _depthwise(name: str, width: int, kernel: int) -> Entries:
+    return _conv(name, 1, width, kernel)
+
+
+def _gate(name: str, width: int) -> Entries:
+    yield from _norm(f"{name}.0", width)
+    yield from _conv(f"{name}.1", width, width, 1)
+    yield from _depthwise(f"{name}.3", width, 3)
+    yield from _conv(f"{name}.5", width, width, 1)
+
+
+def _token_mixing_pair(name: str, width: int, _: int) -> Entries:
+    for prefix in (f"{name}.0", f"{name}.1"):
+        yield from _norm(f"{prefix}.norm1", width)
+        yield from _depthwise(f"{prefix}.token_mixer.0.block.0", width, 3)
+        yield from _conv(f"{prefix}.token_mixer.0.block.2", width, width, 1)
+        yield from _depthwise(f"{prefix}.token_mixer.1", width, 5)
+        yield from _conv(f"{prefix}.token_mixer.2", width, width, 1)
+        yield from _norm(f"{prefix}.norm2", width)
+        yield from _gate(f"{prefix}.gate.gate", width)
+
+
 def _strided_block(name: str, inputs: int, outputs: int) -> Entries:
     yield from _conv(f"{name}.conv1", inputs, outputs, 3)
     yield from _conv(f"{name}.conv2", outputs, outputs, 3)
@@ -223,19 +258,22 @@ def _upsampling_block(name: str, inputs: int, outputs: int) -> Entries:
     yield from _conv(f"{name}.upsample.0", inputs, 4 * outputs, 3)
 
 
-def _analysis(n: int, m: int) -> Entries:
+_Block = Callable[[str, int, int], Entries]
+
+
+def _analysis(n: int, m: int, block: _Block) -> Entries:
     for k, inputs in enumerate((3, n, n)):
         yield from _strided_block(str(2 * k), inputs, n)
-        yield from _block(str(2 * k + 1), n, n)
+        yield from block(str(2 * k + 1), n, n)
     yield from _conv("6", n, m, 3)
 
 
-def _synthesis(n: int, m: int, *, old: bool) -> Entries:
+def _synthesis(n: int, m: int, block: _Block, *, old: bool) -> Entries:
     first = n if old else m
-    yield from _block("0", m, first)
+    yield from block("0", m, first)
     for k, inputs in enumerate((first, n, n)):
         yield from _upsampling_block(str(2 * k + 1), inputs, n)
-        yield from _block(str(2 * k + 2), n, n)
+        yield from block(str(2 * k + 2), n, n)
     yield from _conv("7.0", n, 3 * 4, 3)
 
 
@@ -272,11 +310,14 @@ def _gaussian_conditional() -> Entries:
     yield f"{prefix}.lower_bound_scale.bound", (1,)
 
 
-def _local_context(c: int, window: int) -> Entries:
+def _local_context(c: int, window: int, *, rotated: bool = False) -> Entries:
     heads = 2
-    yield "relative_position_table", ((2 * window - 1) ** 2, heads)
-    yield "relative_position_index", (window**2, window**2)
+    if not rotated:
+        yield "relative_position_table", ((2 * window - 1) ** 2, heads)
+        yield "relative_position_index", (window**2, window**2)
     yield from _linear("qkv_proj", c, 3 * c)
+    if rotated:
+        yield from _rotation("rope", c // 2)
     yield from _linear("proj", 2 * c, 2 * c)
     yield from _linear("mlp.fc1", 2 * c, 4 * c)
     yield from _linear("mlp.fc2", 4 * c, 2 * c)
@@ -293,14 +334,19 @@ def _channel_context(width: int, c: int) -> Entries:
     return _under("fushion", _convs((width, 192, 128, 4 * c), 3))
 
 
-def _global_context(width: int, c: int, *, inter: bool) -> Entries:
-    for name in ("keys", "queries", "values"):
-        yield from _conv(f"{name}.0", width, width, 1)
-        yield from _conv(f"{name}.1", 1, width, 3)  # depth-wise
+def _projection(name: str, width: int, out: int) -> Entries:
+    yield from _conv(f"{name}.0", width, out, 1)
+    yield from _depthwise(f"{name}.1", out, 3)
+
+
+def _global_context(width: int, c: int, *, inter: bool, source: int | None = None) -> Entries:
+    for name in ("keys", "queries"):
+        yield from _projection(name, source or width, width)
+    yield from _projection("values", width, width)
     inner = 3 * c if inter else 2 * c
     yield from _conv("reprojection", width, inner, 5)
     yield from _conv("mlp.0", inner, 4 * c, 1)
-    yield from _conv("mlp.2", 1, 4 * c, 3)  # depth-wise
+    yield from _depthwise("mlp.2", 4 * c, 3)
     yield from _conv("mlp.4", 4 * c, 2 * c, 1)
     if inter:
         yield from _conv("skip", inner, 2 * c, 1)
@@ -311,17 +357,73 @@ def _inter_context(i: int, config: ModelConfig) -> Entries:
 
 
 def _intra_context(i: int, config: ModelConfig) -> Entries:
-    return _global_context(config.slice_width, config.slice_width, inter=False)
+    # where the first slice has it, it is of the hyper-parameters
+    source = config.slice_width if i else 2 * config.M
+    return _global_context(config.slice_width, config.slice_width, inter=False, source=source)
+
+
+def _rotation(name: str, width: int) -> Entries:
+    yield f"{name}.theta_x", ()
+    yield f"{name}.theta_y", ()
+    yield f"{name}.frequency", (width // 2,)
+
+
+def _reweighted(
+    context: Callable[[int, ModelConfig], Entries], *, rotated: bool
+) -> Callable[[int, ModelConfig], Entries]:
+    def entries(i: int, config: ModelConfig) -> Entries:
+        width = 2 * config.slice_width
+        yield from _under("context", context(i, config))
+        if rotated:
+            yield from _rotation("rope", width)
+        yield from _norm("reweighting.norm", width)
+        for name in ("queries", "keys", "values", "proj"):
+            yield from _conv(f"reweighting.{name}", width, width, 1)
+        yield from _norm("reweighting.out_norm", width)
+        yield from _gate("reweighting.gate.net", width)
+
+    return entries
+
+
+def _hyper_context(i: int, config: ModelConfig) -> Entries:
+    m, c = config.M, config.slice_width
+    for name in ("queries", "keys", "hyper_values"):
+        yield from _projection(name, m, m)
+    yield from _conv("slice_values", c, m, 1)
+    yield from _conv("proj", m, 2 * c, 3)
+    yield from _gate("gate.net", 2 * c)
+
+
+def _selective_predictor(side: int, c: int) -> Entries:
+    hidden = max(16, c)
+    yield "step_bias", (2, c, 1, 1)
+    yield "scale_slope", ()
+    yield from _conv("side_proj", side, hidden, 1)
+    yield from _conv("predictor.0", hidden + 3 * c, hidden, 3)
+    yield from _conv("predictor.2", hidden, hidden, 3)
+    yield from _conv("predictor.4", hidden, c, 1)
 
 
 # The tensors of one slice's module by the context's name and form: (slice number, configuration) → entries. In a
 # model's order.
 _CONTEXT_ENTRIES: dict[str, dict[Form, Callable[[int, ModelConfig], Entries]]] = {
+    "global_hyper_context": {"linear attention": _hyper_context},
     "local_context": {
         "windows": lambda i, config: _local_context(config.slice_width, config.context_window),
+        "rotated windows": lambda i, config: _local_context(config.slice_width, config.context_window, rotated=True),
         "stack": lambda i, config: _stacked_context(config.slice_width, config.context_window),
     },
     "channel_context": {"convolutions": lambda i, config: _channel_context(i * config.slice_width, config.slice_width)},
-    "global_inter_context": {"linear attention": _inter_context, "softmax attention": _inter_context},
-    "global_intra_context": {"linear attention": _intra_context, "softmax attention": _intra_context},
+    "global_inter_context": {
+        "linear attention": _inter_context,
+        "softmax attention": _inter_context,
+        "rotated and reweighted": _reweighted(_inter_context, rotated=True),
+        "reweighted": _reweighted(_inter_context, rotated=False),
+    },
+    "global_intra_context": {
+        "linear attention": _intra_context,
+        "softmax attention": _intra_context,
+        "rotated and reweighted": _reweighted(_intra_context, rotated=True),
+        "reweighted": _reweighted(_intra_context, rotated=False),
+    },
 }

@@ -10,10 +10,10 @@ import re
 import signal
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from mlic_fast.cli import common
-from mlic_fast.contexts import FAMILY
+from mlic_fast.contexts import FAMILY, Variant
 
 if TYPE_CHECKING:
     from mlic_fast.model import CodecModel
@@ -86,7 +86,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     groups["model"].add_argument(
         "--architecture", choices=tuple(FAMILY), help="member of the family (default: as FILE says, else mlicpp)"
     )
-    groups["model"].add_argument("--variant", choices=("new", "old"), help="of MLIC++ (default: new)")
+    groups["model"].add_argument(
+        "--variant", choices=get_args(Variant), help="old: of MLIC++; guided: of MLICv2 (default: new)"
+    )
     groups["training"].add_argument(
         "--lambda",
         dest="lmbda",

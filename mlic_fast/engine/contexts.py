@@ -8,6 +8,7 @@ the previous slice, if it takes that, and gives the non-anchors, packed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from mlic_fast.checkerboard import Parity, fill, pack
 from mlic_fast.engine.attention import attend, attend_across
 from mlic_fast.engine.layers import LAYOUT, Convolution, Weights, compile_convolution, compile_module, normalised
+from mlic_fast.engine.rotation import CompiledAxialRotation
 from mlic_fast.nn.channel_context import ChannelContext
 from mlic_fast.nn.global_context import INTRA_HEADS, GlobalInterContext, GlobalIntraContext
 from mlic_fast.nn.local_context import LocalContext
@@ -52,8 +54,8 @@ class CompiledInterContext:
         self._heads, self._attention = module.heads, module.attention
         parts = (module.queries, module.keys, module.values)
         # the three projections of one input are one convolution
-        self._point = _joined([part[0] for part in parts])
-        self._depthwise = _joined([part[1] for part in parts])
+        self._point = joined([part[0] for part in parts])
+        self._depthwise = joined([part[1] for part in parts])
         self._reprojection, self._skip = compile_module(module.reprojection), compile_module(module.skip)
         self._mlp = _Perceptron(module.mlp)
 
@@ -66,15 +68,15 @@ class CompiledInterContext:
 
 
 class CompiledIntraContext:
-    """Previous slice and anchors of the current one, [B, C, h, w] each → non-anchors [B, 2C, h, w/2]."""
+    """Previous slice [B, source, h, w] and anchors of the current one [B, C, h, w] → non-anchors [B, 2C, h, w/2]."""
 
     def __init__(self, module: GlobalIntraContext) -> None:
         self._attention = module.attention
         parts = (module.queries, module.keys)
-        self._point = _joined([part[0] for part in parts])
-        self._depthwise = _joined([part[1] for part in parts])
+        self._point = joined([part[0] for part in parts])
+        self._depthwise = joined([part[1] for part in parts])
         # what the 1×1 convolutions make of a position that is set to zero
-        self._of_zero = [_bias(part[0]) for part in parts]
+        self._of_zero = [bias_of(part[0]) for part in parts]
         self._values = [compile_module(layer) for layer in module.values]
         self._reprojection = compile_module(module.reprojection)
         self._mlp = _Perceptron(module.mlp)
@@ -82,18 +84,27 @@ class CompiledIntraContext:
     def prepare(self, previous: Tensor) -> tuple[Tensor, Tensor]:
         """What depends on the previous slice alone: queries and keys [B, C, h, w]."""
         both = self._point(previous)
-        channels = previous.shape[1]
+        channels = both.shape[1] // 2
         fill(both[:, :channels], self._of_zero[0], Parity.ANCHOR)
         fill(both[:, channels:], self._of_zero[1], Parity.NONANCHOR)
         queries, keys = self._depthwise(both).chunk(2, dim=1)
         return queries, keys
 
     def __call__(self, anchors: Tensor, prepared: tuple[Tensor, Tensor]) -> Tensor:
-        point, depthwise = self._values
-        values = depthwise(point(anchors))
-        attention = self._reprojection(attend_across(*prepared, values, INTRA_HEADS, self._attention))
+        attention = self._attended(anchors, prepared)
         out = pack(attention, Parity.NONANCHOR, LAYOUT)
         return self._mlp.last.add_to(out, pack(self._mlp.hidden(attention), Parity.NONANCHOR, LAYOUT))
+
+    def whole(self, anchors: Tensor, prepared: tuple[Tensor, Tensor]) -> Tensor:
+        """The same at all positions, [B, 2C, h, w]."""
+        attention = self._attended(anchors, prepared)
+        hidden = self._mlp.hidden(attention)
+        return self._mlp.last.add_to(attention, hidden)
+
+    def _attended(self, anchors: Tensor, prepared: tuple[Tensor, Tensor]) -> Tensor:
+        point, depthwise = self._values
+        values = depthwise(point(anchors))
+        return self._reprojection(attend_across(*prepared, values, INTRA_HEADS, self._attention))
 
 
 class CompiledLocalContext:
@@ -103,20 +114,23 @@ class CompiledLocalContext:
         self._qkv = _compiled_linear(module.qkv_proj)
         self._wide, self._narrow = _compiled_linear(module.mlp.fc1), _compiled_linear(module.mlp.fc2)
         self._norms = module.norm1, module.norm2
+        self._rotation = None if module.rope is None else CompiledAxialRotation(module.rope)
         self._attention = [
             parameter.detach()
             for parameter in (
                 module.relative_position_table,
                 module.fusion.weight,
-                _bias(module.fusion),
+                bias_of(module.fusion),
                 module.proj.weight,
-                _bias(module.proj),
+                bias_of(module.proj),
             )
         ]
 
     def __call__(self, anchors: Tensor, prepared: None = None) -> Tensor:
         before, after = self._norms
         qkv = self._qkv(normalised(anchors, before))
+        if self._rotation is not None:
+            self._rotation(qkv)
         out = local_attention(qkv, *self._attention).permute(0, 3, 1, 2)  # [B, 2C, h, w/2], channels-last
         return self._narrow.add_to(out, self._wide(normalised(out, after), gelu=True))
 
@@ -132,30 +146,17 @@ class CompiledStackedLocalContext:
         return pack(last(second(first(anchors, gelu=True), gelu=True)), Parity.NONANCHOR, LAYOUT)
 
 
-def _bias(layer: nn.Module) -> Tensor:
+def bias_of(layer: nn.Module) -> Tensor:
+    """The layer's bias."""
     return layer.get_parameter("bias").detach()
 
 
-def _joined(layers: list[Any]) -> Convolution:
+def joined(layers: Sequence[Any]) -> Convolution:
     """Conv2d layers of one input side by side; depth-wise ones of as many inputs."""
     groups = sum(layer.groups for layer in layers) if layers[0].groups > 1 else 1
     weight = Weights(*(layer.weight for layer in layers))
-    return compile_convolution(weight, torch.cat([_bias(layer) for layer in layers]), groups=groups)
+    return compile_convolution(weight, torch.cat([bias_of(layer) for layer in layers]), groups=groups)
 
 
 def _compiled_linear(layer: nn.Linear) -> Convolution:
     return compile_convolution(layer.weight.detach()[:, :, None, None], layer.bias)
-
-
-_COMPILED: dict[type[nn.Module], type[Any]] = {
-    LocalContext: CompiledLocalContext,
-    StackedLocalContext: CompiledStackedLocalContext,
-    GlobalIntraContext: CompiledIntraContext,
-    GlobalInterContext: CompiledInterContext,
-    ChannelContext: CompiledChannelContext,
-}
-
-
-def compile_context(module: nn.Module) -> Any:
-    """The compiled form of a context's module, which may be of a derived class."""
-    return next(compiled(module) for kind, compiled in _COMPILED.items() if isinstance(module, kind))

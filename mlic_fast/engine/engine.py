@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from mlic_fast.compute.precision import no_autocast
-from mlic_fast.contexts import contexts_of
 from mlic_fast.engine.budget import default_budget
 from mlic_fast.engine.layers import has_bfloat16_unit
 from mlic_fast.engine.transforms import (
@@ -82,8 +81,7 @@ class Engine:
         self._budget = options.budget(device)
         # its parts, not the model: whoever remembers the engine of a model must not keep the model alive
         self._modules = model.g_a, model.h_a, model.h_s, model.g_s
-        contexts = contexts_of(model.config.architecture)
-        names = (*SliceNetworks.__annotations__, *(context.name for context in contexts))
+        names = (*SliceNetworks.__annotations__, *(context.name for context in model.config.member.contexts))
         self._networks = SimpleNamespace(**{name: getattr(model, name) for name in names})
         self._latent = model.M
         self.slice_count, self.slice_width = model.slice_num, model.slice_ch

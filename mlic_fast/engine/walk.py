@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mlic_fast.checkerboard import Parity, pack, scatter
 from mlic_fast.contexts import Context, Inputs, Source, inputs_of
-from mlic_fast.engine.contexts import compile_context
+from mlic_fast.engine.compiled_contexts import compile_context
 from mlic_fast.engine.hyper_parts import FirstLayers, HyperParts, hyper_parts
 from mlic_fast.engine.layers import LAYOUT
 from mlic_fast.engine.map_memory import shared_map_memory
@@ -30,13 +30,13 @@ class CompiledSlice:
 
     def __init__(self, networks: Any, number: int, latent: int, width: int) -> None:
         """networks: a mlic_fast.nn.walk.SliceNetworks; latent: M; width: C."""
-        inputs = inputs_of(networks.config.architecture, number)
+        inputs = inputs_of(networks.config.architecture, number, networks.config.variant)
 
         def compiled(contexts: Sequence[Context]) -> list[Any]:
             return [compile_context(getattr(networks, context.name)[number]) for context in contexts]
 
         self.inputs: Inputs = inputs
-        self.before, self.within = compiled(inputs.before), compiled(inputs.within)
+        self.hyper, self.before, self.within = map(compiled, (inputs.hyper, inputs.before, inputs.within))
         feeding = {Parity.ANCHOR: inputs.anchors, Parity.NONANCHOR: inputs.nonanchors}
         modules = {
             Parity.ANCHOR: (networks.entropy_parameters_anchor, networks.lrp_anchor),
@@ -88,6 +88,8 @@ def walk(slices: CompiledSlices, hyper: Tensor, memory_budget: int) -> Walk:
     C = slices.width
     y_hat, current = _empty_like(hyper, slices.latent), _empty_like(hyper, C)
     large = hyper.device.type == "cpu" and hyper.shape[2] * hyper.shape[3] > _MANY_POSITIONS
+    first = slices.all[0].inputs
+    known = hyper if first.hyper or any(which.source is Source.PREVIOUS_AND_ANCHORS for which in first.within) else None
     del hyper  # parts of it are kept, in layouts of their own
 
     for i, own in enumerate(slices.all):
@@ -96,17 +98,21 @@ def walk(slices: CompiledSlices, hyper: Tensor, memory_budget: int) -> Walk:
         decoded = y_hat[:, : i * C].contiguous(memory_format=LAYOUT) if i else None
         anchor, nonanchor = (own.parameters[parity] for parity in Parity)
         total, later = (of_parameters[parity].take(i) for parity in Parity)  # later: what is known of the non-anchors'
+        for number, context in enumerate(own.hyper):
+            anchor.add(total, number, context(known))
         for number, context in enumerate(own.before):
             found = context(decoded)
-            anchor.add(total, number, pack(found, Parity.ANCHOR, LAYOUT))
+            anchor.add(total, len(own.hyper) + number, pack(found, Parity.ANCHOR, LAYOUT))
             nonanchor.add(later, len(own.within) + number, pack(found, Parity.NONANCHOR, LAYOUT))
             del found
+        previous = y_hat[:, (i - 1) * C : i * C] if i else known
         prepared = [
-            context.prepare(y_hat[:, (i - 1) * C : i * C].contiguous(memory_format=LAYOUT))
-            if which.source is Source.PREVIOUS_AND_ANCHORS
+            context.prepare(previous.contiguous(memory_format=LAYOUT))
+            if which.source is Source.PREVIOUS_AND_ANCHORS and previous is not None
             else None
             for which, context in zip(own.inputs.within, own.within, strict=True)
         ]
+        previous = known = None
 
         hidden = anchor.hidden(total)
         del total

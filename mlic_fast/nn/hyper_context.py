@@ -39,7 +39,7 @@ class HyperContext(KeepsFloat32):
         self.keys = projection(latent, latent)
         self.hyper_values = projection(latent, latent)
         # of a form that takes values from the slice, which nothing uses; kept since files have its weights
-        self.slice_values = conv(slice_width, latent, 1)
+        self.slice_values = conv(slice_width, latent, 1).requires_grad_(False)
         self.proj = conv(latent, 2 * slice_width, 3)
         self.gate = ContextGate(2 * slice_width)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mlic_fast.compute.precision import Conv2d, KeepsFloat32, Linear
 from mlic_fast.config import WINDOW
 from mlic_fast.kernels.local_attention import HEADS, relative_position_index
+from mlic_fast.nn.rotation import AxialRotation
 from mlic_fast.ops.local_attention import local_attention_map
 
 
@@ -35,17 +36,26 @@ class LocalContext(KeepsFloat32):
     """
 
     relative_position_index: Tensor
+    relative_position_table: Tensor
 
-    def __init__(self, slice_width: int) -> None:
+    def __init__(self, slice_width: int, *, rotated: bool = False) -> None:
+        """rotated: positions turn queries and keys, in the place of what a table adds to the scores."""
         super().__init__()
         self.qkv_proj = Linear(slice_width, 3 * slice_width)
-        self.relative_position_table = nn.Parameter(torch.zeros((2 * WINDOW - 1) ** 2, HEADS))
-        nn.init.trunc_normal_(self.relative_position_table, std=0.02)
+        table = torch.zeros((2 * WINDOW - 1) ** 2, HEADS)
+        self.rope: AxialRotation | None = None
+        if rotated:
+            self.rope = AxialRotation(slice_width)
+            self.register_buffer("relative_position_table", table, persistent=False)
+        else:
+            self.relative_position_table = nn.Parameter(table)
+            nn.init.trunc_normal_(self.relative_position_table, std=0.02)
         self.proj = Linear(2 * slice_width, 2 * slice_width)
         self.mlp = Perceptron(2 * slice_width, 4 * slice_width, 2 * slice_width)
         self.norm1 = nn.LayerNorm(slice_width)
         self.norm2 = nn.LayerNorm(2 * slice_width)
-        self.register_buffer("relative_position_index", relative_position_index())
+        if not rotated:
+            self.register_buffer("relative_position_index", relative_position_index())
         self.fusion = Conv2d(slice_width, 2 * slice_width, WINDOW)
 
     def forward(self, anchors: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -58,7 +68,10 @@ class LocalContext(KeepsFloat32):
         """Queries, keys and values of every position, [B, 3C, h, w]."""
         batch, channels, height, width = anchors.shape
         qkv = self.qkv_proj(self.norm1(anchors.flatten(2).transpose(1, 2)))  # [B, positions, 3C]
-        return qkv.transpose(1, 2).reshape(batch, 3 * channels, height, width)
+        maps = qkv.transpose(1, 2).reshape(batch, 3 * channels, height, width)
+        if self.rope is None:
+            return maps
+        return torch.cat([self.rope(maps[:, : 2 * channels]), maps[:, 2 * channels :]], dim=1)
 
     def parameters_of_attention(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """What the attention, the convolution over its windows and the projection take."""

@@ -19,7 +19,7 @@ from mlic_fast.compute.device import memory_errors, resolve_device
 from mlic_fast.compute.precision import at_least_float32
 from mlic_fast.compute.undrawn import Undrawn
 from mlic_fast.config import ModelConfig
-from mlic_fast.contexts import Architecture, Form, contexts_of, inputs_of, width_of
+from mlic_fast.contexts import Architecture, Form, inputs_of, width_of
 from mlic_fast.entropy.guard import DEFAULT_DELTA
 from mlic_fast.entropy.tables import EntropyModels, SavedBottleneck, SavedGaussian
 from mlic_fast.errors import ConfigError
@@ -27,9 +27,12 @@ from mlic_fast.nn.analysis import AnalysisTransform
 from mlic_fast.nn.channel_context import ChannelContext
 from mlic_fast.nn.entropy_parameters import EntropyParameters
 from mlic_fast.nn.global_context import GlobalInterContext, GlobalIntraContext
+from mlic_fast.nn.hyper_context import HyperContext
 from mlic_fast.nn.hyperprior import HyperAnalysis, HyperSynthesis
 from mlic_fast.nn.local_context import LocalContext
+from mlic_fast.nn.refined_context import RefinedContext
 from mlic_fast.nn.residual_prediction import LatentResidualPrediction
+from mlic_fast.nn.selective import Selection, SelectivePredictor
 from mlic_fast.nn.stacked_context import StackedLocalContext
 from mlic_fast.nn.synthesis import SynthesisTransform
 from mlic_fast.nn.walk import walk
@@ -43,21 +46,37 @@ fingerprints: Derived[bytes] = Derived()
 
 _TABLES = ("_quantized_cdf", "_offset", "_cdf_length", "scale_table")
 
-# The module of one slice by the context's name and form: (slice number, C) → module. In the order in which the official
-# code builds the lists.
-_CONTEXT_MODULES: dict[str, dict[Form, Callable[[int, int], nn.Module]]] = {
+
+def _inter(i: int, C: int) -> GlobalInterContext:
+    return GlobalInterContext(i * C, C, "linear attention")
+
+
+def _intra(C: int, source: int | None = None) -> GlobalIntraContext:
+    return GlobalIntraContext(C, "linear attention", source)
+
+
+# The module of one slice by the context's name and form: (slice number, C, M) → module. In the order in which the
+# official code builds the lists.
+_CONTEXT_MODULES: dict[str, dict[Form, Callable[[int, int, int], nn.Module]]] = {
+    "global_hyper_context": {"linear attention": lambda i, C, M: HyperContext(M, C)},
     "local_context": {
-        "windows": lambda i, C: LocalContext(C),
-        "stack": lambda i, C: StackedLocalContext(C),
+        "windows": lambda i, C, M: LocalContext(C),
+        "rotated windows": lambda i, C, M: LocalContext(C, rotated=True),
+        "stack": lambda i, C, M: StackedLocalContext(C),
     },
-    "channel_context": {"convolutions": lambda i, C: ChannelContext(i * C, C)},
+    "channel_context": {"convolutions": lambda i, C, M: ChannelContext(i * C, C)},
     "global_inter_context": {
-        "linear attention": lambda i, C: GlobalInterContext(i * C, C, "linear attention"),
-        "softmax attention": lambda i, C: GlobalInterContext(i * C, C, "softmax attention"),
+        "linear attention": lambda i, C, M: _inter(i, C),
+        "softmax attention": lambda i, C, M: GlobalInterContext(i * C, C, "softmax attention"),
+        "rotated and reweighted": lambda i, C, M: RefinedContext(_inter(i, C), C),
+        "reweighted": lambda i, C, M: RefinedContext(_inter(i, C), C, rotated=False),
     },
     "global_intra_context": {
-        "linear attention": lambda i, C: GlobalIntraContext(C, "linear attention"),
-        "softmax attention": lambda i, C: GlobalIntraContext(C, "softmax attention"),
+        "linear attention": lambda i, C, M: _intra(C),
+        "softmax attention": lambda i, C, M: GlobalIntraContext(C, "softmax attention"),
+        "rotated and reweighted": lambda i, C, M: RefinedContext(_intra(C), C),
+        # the first slice's is of the hyper-parameters
+        "reweighted": lambda i, C, M: RefinedContext(_intra(C, C if i else 2 * M), C, rotated=False),
     },
 }
 
@@ -89,23 +108,23 @@ class Network(nn.Module):
 
         # The order of construction is the official one: the same seed gives the same initial weights.
         self.entropy_bottleneck = self._bottleneck(N)
-        self.g_a = AnalysisTransform(N, M)
-        self.g_s = SynthesisTransform(N, M, c.variant)
+        self.g_a = AnalysisTransform(N, M, token_mixing=c.member.token_mixing)
+        self.g_s = SynthesisTransform(N, M, c.variant, token_mixing=c.member.token_mixing)
         self.h_a = HyperAnalysis(N, M)
         self.h_s = HyperSynthesis(N, M)
         self.gaussian_conditional = self._gaussian()
 
-        def each_slice(make: Callable[[int], nn.Module], first: int = 0) -> nn.ModuleList:
+        def each_slice(make: Callable[[int], nn.Module], has: Callable[[int], bool] = lambda i: True) -> nn.ModuleList:
             # None keeps the official numbering: contexts between slices begin at slice 1
-            modules: list[Any] = [make(i) if i >= first else None for i in range(c.slice_num)]
+            modules: list[Any] = [make(i) if has(i) else None for i in range(c.slice_num)]
             return nn.ModuleList(modules)
 
-        contexts = {context.name: context for context in contexts_of(c.architecture)}
+        contexts = {context.name: context for context in c.member.contexts}
         for name, forms in _CONTEXT_MODULES.items():
             if context := contexts.get(name):
                 make = forms[context.form]
-                setattr(self, name, each_slice(lambda i, make=make: make(i, C), context.first))  # type: ignore[misc]
-        inputs = [inputs_of(c.architecture, i) for i in range(c.slice_num)]
+                setattr(self, name, each_slice(lambda i, make=make: make(i, C, M), context.has))  # type: ignore[misc]
+        inputs = [inputs_of(c.architecture, i, c.variant) for i in range(c.slice_num)]
         # the contexts, then the hyper-parameters
         self.entropy_parameters_anchor = each_slice(
             lambda i: EntropyParameters(width_of(inputs[i].anchors, C) + 2 * M, C)
@@ -116,6 +135,11 @@ class Network(nn.Module):
         # hyper means M, decoded slices iC, current slice C
         self.lrp_anchor = each_slice(lambda i: LatentResidualPrediction(M + (i + 1) * C, C, c.variant))
         self.lrp_nonanchor = each_slice(lambda i: LatentResidualPrediction(M + (i + 1) * C, C, c.variant))
+        if c.member.predictor:
+            # hyper-parameters, decoded slices, their contexts
+            self.selective_predictor = each_slice(
+                lambda i: SelectivePredictor(2 * M + i * C + width_of(inputs[i].before, C), C)
+            )
 
     def _bottleneck(self, channels: int) -> Any:
         return SavedBottleneck(channels)
@@ -139,9 +163,15 @@ class Network(nn.Module):
         z = self.h_a(y)
         return at_least_float32(y), at_least_float32(z)
 
-    def walk(self, z_hat: Tensor) -> Walk:
-        """The walk over the slices from ẑ [B, N, H/64, W/64]."""
-        return walk(self, self.h_s(z_hat))
+    def walk(self, z_hat: Tensor, selection: Selection | None = None) -> Walk:
+        """The walk over the slices from ẑ [B, N, H/64, W/64]; selection: for estimates, see mlic_fast.nn.selective."""
+        return walk(self, self.h_s(z_hat), selection)
+
+    def selection(self) -> Selection:
+        """What the predictors of selective compression leave out of one walk. Raises ConfigError if there are none."""
+        if not self.config.member.predictor:
+            raise ConfigError(f"{self.config.member.title}, variant {self.config.variant}, predicts no symbols to skip")
+        return Selection(self.selective_predictor)
 
     def synthesise(self, y_hat: Tensor) -> Tensor:
         """ŷ [B, M, h, w] → x̂ [B, 3, 16h, 16w], not clamped."""

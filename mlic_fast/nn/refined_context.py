@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from mlic_fast.compute.precision import KeepsFloat32
@@ -12,6 +14,8 @@ from mlic_fast.nn.rotation import Rotation
 
 class RefinedContext(KeepsFloat32):
     """What `context` gives, [B, 2C, h, w], refined; it takes what `context` takes. Parameter names are CompressAI's."""
+
+    context: Any
 
     def __init__(self, context: nn.Module, slice_width: int, *, rotated: bool = True) -> None:
         """rotated: whether the result is; where queries and keys of the local context are rotated, this is not."""

@@ -8,7 +8,7 @@ import itertools
 from torch import Tensor, nn
 
 from mlic_fast.compute.precision import KeepsFloat32, conv
-from mlic_fast.config import Variant
+from mlic_fast.contexts import Variant
 from mlic_fast.kernels.residual import half_tanh_ref
 
 
@@ -21,7 +21,7 @@ class LatentResidualPrediction(KeepsFloat32):
     def __init__(self, in_channels: int, slice_width: int, variant: Variant) -> None:
         super().__init__()
         drop = in_channels - slice_width
-        inner = [224, 128] if variant == "new" else [in_channels - drop * quarters // 4 for quarters in (1, 2, 3)]
+        inner = [in_channels - drop * quarters // 4 for quarters in (1, 2, 3)] if variant == "old" else [224, 128]
         widths = [in_channels, *inner, slice_width]
         layers: list[nn.Module] = []
         for before, after in itertools.pairwise(widths):

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from mlic_fast.config import Variant
+from mlic_fast.contexts import Variant
 from mlic_fast.nn.blocks import ResidualBlock, UpsamplingBlock, subpixel_conv
+from mlic_fast.nn.token_mixing import token_mixing_pair
 
 
 class SynthesisTransform(nn.Module):
@@ -15,17 +16,22 @@ class SynthesisTransform(nn.Module):
     The old variant narrows to N channels in the first block, the new one in the second.
     """
 
-    def __init__(self, N: int, M: int, variant: Variant) -> None:
+    def __init__(self, N: int, M: int, variant: Variant, *, token_mixing: bool = False) -> None:
+        """token_mixing: pairs of token mixing in the place of residual blocks; not for the old variant."""
         super().__init__()
-        width = M if variant == "new" else N
+        width = N if variant == "old" else M
+
+        def between(channels: int, out_channels: int) -> nn.Module:
+            return token_mixing_pair(channels) if token_mixing else ResidualBlock(channels, out_channels)
+
         self.synthesis_transform = nn.Sequential(
-            ResidualBlock(M, width),
+            between(M, width),
             UpsamplingBlock(width, N),
-            ResidualBlock(N, N),
+            between(N, N),
             UpsamplingBlock(N, N),
-            ResidualBlock(N, N),
+            between(N, N),
             UpsamplingBlock(N, N),
-            ResidualBlock(N, N),
+            between(N, N),
             subpixel_conv(N, 3, 2),
         )
 
