@@ -19,7 +19,7 @@ from training_samples import SHORT, TINY, assert_same, contents, losses, one_thr
 import mlic_fast
 from mlic_fast import MLICPlusPlus, ModelConfig
 from mlic_fast.cli.main import main
-from mlic_fast.errors import CheckpointError, NoPicturesError, RecipeError, TrainingError
+from mlic_fast.errors import CheckpointError, NoPicturesError, NotAModelError, RecipeError, TrainingError
 from mlic_fast.train import step as step_module
 from mlic_fast.train.distributed import Processes
 from mlic_fast.train.loop import train
@@ -362,6 +362,17 @@ def test_other_checkpoints_are_not_resumed(data: Path, finished: Path, tmp_path:
         torch.save(broken, tmp_path / name / "last.pth.tar")
         with pytest.raises(CheckpointError, match=said):
             train(data, tmp_path / name, {"steps": 2}, device="cpu", resume=True)
+
+
+def test_the_model_to_begin_with_may_be_wrapped(data: Path, tmp_path: Path) -> None:
+    model = MLICPlusPlus(ModelConfig(**TINY))
+    settings = SHORT | {"steps": 1, "validation_images": 0}
+    assert train(data, tmp_path / "run", settings, device="cpu", initial=torch.nn.DataParallel(model)).steps == 1  # type: ignore[arg-type]
+    weights = contents(tmp_path / "run")["state_dict"]
+    assert torch.equal(weights["entropy_bottleneck.quantiles"], model.entropy_bottleneck.quantiles)
+    for what in ("a name", torch.nn.Conv2d(1, 1, 1)):
+        with pytest.raises(NotAModelError):
+            train(data, tmp_path / "other", settings, device="cpu", initial=what)  # type: ignore[arg-type]
 
 
 def test_no_pictures(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from mlic_fast.compute.device import memory_errors
-from mlic_fast.errors import NoPicturesError, RecipeError, TrainingError
+from mlic_fast.errors import NoPicturesError, NotAModelError, RecipeError, TrainingError
 from mlic_fast.limits import Limits
 from mlic_fast.model import CodecModel, class_of
 from mlic_fast.output import try_file, try_folder, write_whole
@@ -32,6 +32,7 @@ from mlic_fast.train.recipe import Recipe, recipe_from
 from mlic_fast.train.state import Progress
 from mlic_fast.train.step import StepResult, Trainee
 from mlic_fast.train.validation import Validation, Validator
+from mlic_fast.wrappers import unwrapped
 
 RECIPE = "recipe.json"
 _LOCK = ".lock"
@@ -84,6 +85,7 @@ def train(
     """
     data, output = Path(data), Path(output)
     pictures = check_data(data, validation)
+    initial = None if initial is None else _trainable(initial)
     checkpoint = state.read(output / state.LAST) if resume else None
     used = state.recipe_of(checkpoint) if checkpoint else Recipe()
     recipe = recipe_from(settings or {}, used)
@@ -101,6 +103,14 @@ def train(
         del checkpoint  # as large as model and optimisers together
         folder = None if validation is None else Path(validation)
         return _Run(data, pictures, output, trainee, progress, folder, Limits.of(limits)).go()
+
+
+def _trainable(model: Any) -> MLICPlusPlus:
+    """The model in this one, which may be a wrapper of PyTorch's around it. Raises NotAModelError."""
+    inner = unwrapped(model)
+    if not isinstance(inner, MLICPlusPlus):
+        raise NotAModelError(f"training takes a mlic_fast.MLICPlusPlus, not {type(inner).__name__}: load(…) gives one")
+    return inner
 
 
 def check_data(data: str | os.PathLike[str], validation: str | os.PathLike[str] | None) -> int:
