@@ -10,7 +10,14 @@ import zlib
 from typing import Any
 
 MODES = {1: "grey", 2: "grey-alpha", 3: "rgb", 4: "rgb-alpha"}
-MODELS = {0: ("mlicpp", "new"), 1: ("mlicpp", "old"), 2: ("mlic", "new"), 3: ("mlic+", "new")}
+MODELS = {
+    0: ("mlicpp", "new"),
+    1: ("mlicpp", "old"),
+    2: ("mlic", "new"),
+    3: ("mlic+", "new"),
+    4: ("mlicv2", "new"),
+    5: ("mlicv2", "guided"),
+}
 NEEDED = {1: "z_stream", 2: "y_stream", 3: "guard", 4: "alpha"}
 SKIPPED = {0x81: "icc_profile", 0x82: "exif", 0x83: "xmp", 0x84: "comment", 0x85: "thumbnail", 0x86: "resolution"}
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mlic_fast.checkerboard import Parity, pack
-from mlic_fast.contexts import FAMILY, Source, contexts_of
+from mlic_fast.contexts import FAMILY, Source, contexts_of, member_of
 
 ROOT = Path(__file__).parent.parent
 
@@ -188,8 +188,15 @@ def test_the_document_has_the_members() -> None:
     assert table is not None
     names = re.findall(r"`(\w+)`", table[1])
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table[2].splitlines()]
-    assert [title for title, *_ in rows] == [member.title for member in FAMILY.values()]
-    for (_, *forms), member in zip(rows, FAMILY.values(), strict=True):
+    members = {member.title: member for member in FAMILY.values()}
+    members |= {
+        f"{member.title}, {variant}": member_of(architecture, variant)
+        for architecture, member in FAMILY.items()
+        for variant in member.variants
+        if contexts_of(architecture, variant) != member.contexts
+    }
+    assert [title for title, *_ in rows] == list(members)
+    for (_, *forms), member in zip(rows, members.values(), strict=True):
         own = {context.name: context.form for context in member.contexts}
         assert set(own) <= set(names)
         assert forms == [own.get(name, "–") for name in names]

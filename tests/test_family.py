@@ -35,7 +35,12 @@ Images = Callable[..., torch.Tensor]
 each = pytest.mark.parametrize("architecture", ARCHITECTURES)
 
 # Trained parameters at the published size and at N=64, M=96, 3 slices, those of CompressAI's classes too.
-PARAMETERS = {"mlicpp": (83_501_408, 10_499_586), "mlic+": (83_501_408, 10_499_586), "mlic": (41_885_452, 10_193_244)}
+PARAMETERS = {
+    "mlicpp": (83_501_408, 10_499_586),
+    "mlic+": (83_501_408, 10_499_586),
+    "mlic": (41_885_452, 10_193_244),
+    "mlicv2": (82_216_654, 10_613_005),
+}
 
 # Of MLIC at the published size, by part.
 PARTS_OF_MLIC = {

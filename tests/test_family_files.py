@@ -35,8 +35,8 @@ def models() -> dict[str, Any]:
     """The models that the files were written with, by the folder's name, with the coding tables of then."""
     found = {}
     for folder in sorted({path.parent for path in FILES}):
-        architecture = container.read((folder / "rgb.mlic").read_bytes()).architecture
-        model = copy.deepcopy(golden_model(architecture))
+        file = container.read((folder / "rgb.mlic").read_bytes())
+        model = copy.deepcopy(golden_model(file.architecture, file.variant))
         with np.load(folder / "tables.npz") as tables:
             model.load_state_dict({name: torch.from_numpy(tables[name]) for name in tables}, strict=False)
         model.engine_options = Options("float32")
@@ -45,8 +45,9 @@ def models() -> dict[str, Any]:
 
 
 def test_every_member_beside_mlicpp_has_files() -> None:
-    written = {container.read(path.read_bytes()).architecture for path in FILES}
-    assert written >= set(FAMILY) - {"mlicpp"}
+    files = [container.read(path.read_bytes()) for path in FILES]
+    everything = {(name, variant) for name, member in FAMILY.items() for variant in member.variants if name != "mlicpp"}
+    assert {(file.architecture, file.variant) for file in files} >= everything
     assert {path.stem for path in FILES} >= {"rgb", "grey", "rgb-alpha", "one-pixel"}
 
 

@@ -23,7 +23,7 @@ from mlic_fast.bitstream import container
 from mlic_fast.checkpoint import convert, fingerprint, read_checkpoint, read_header, write_native
 from mlic_fast.cli.main import main
 from mlic_fast.codec import encode, model_fingerprint
-from mlic_fast.contexts import Architecture
+from mlic_fast.contexts import Architecture, member_of
 from mlic_fast.errors import (
     BitstreamError,
     CheckpointError,
@@ -222,8 +222,8 @@ def test_weights_of_one_member_alone_need_no_word(tmp_path: Path) -> None:
 
 @each
 def test_missing_and_extra_modules_are_named(architecture: Architecture) -> None:
-    state, title = tiny_model(architecture).state_dict(), {"mlicpp": "MLIC++", "mlic+": "MLIC+", "mlic": "MLIC"}
-    pattern = f"an {title.get(architecture, 'MLICv2')} model".replace("+", r"\+")
+    state = tiny_model(architecture).state_dict()
+    pattern = f"an {member_of(architecture).title} model".replace("+", r"\+")
     known = None if architecture != "mlic+" else architecture
     fewer = {name: tensor for name, tensor in state.items() if name != "global_intra_context.1.reprojection.bias"}
     with pytest.raises(CheckpointError, match=f"{pattern} .*lack global_intra_context.1.reprojection.bias"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the golden files of a member of the family: `python tests/golden/make_family_files.py NAME NEW_FOLDER`.
+"""Writes golden files of a member of the family: `python tests/golden/make_family_files.py NAME NEW_FOLDER [VARIANT]`.
 
 As make_files.py does for MLIC++: files are added and never written again. Their weights are seeded, see
 tests/family_samples.py; coding tables, which another machine may compute differently by a count, lie beside the files.
@@ -25,8 +25,12 @@ NAMES = ("rgb", "grey", "rgb-alpha", "one-pixel")
 
 def main() -> None:
     """Write the tables, the files and their references into a folder that does not exist yet."""
-    architecture, folder = sys.argv[1], Path(sys.argv[2])
-    model = golden_model(architecture)  # type: ignore[arg-type]  # refused there if there is none
+    architecture, folder, *variant = sys.argv[1:]
+    model = golden_model(architecture, *variant)  # type: ignore[arg-type]  # refused there if there is none
+    _write(model, Path(folder))
+
+
+def _write(model: mlic_fast.model.CodecModel, folder: Path) -> None:
     folder.mkdir(parents=True)
     state = model.state_dict()
     np.savez_compressed(folder / "tables.npz", **{name: state[name].numpy() for name in sorted(TABLES)})
