@@ -3,23 +3,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-
-GOLDEN = Path(__file__).parent / "golden"
-
-_spec = importlib.util.spec_from_file_location("golden_weights", GOLDEN / "weights.py")
-assert _spec is not None
-assert _spec.loader is not None
-golden_weights = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(golden_weights)
+from golden_samples import GOLDEN, golden_weights
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -10,8 +10,8 @@ from functools import cache
 from typing import Any
 
 import torch
+from golden_samples import GOLDEN, golden_weights
 
-from conftest import GOLDEN, golden_weights
 from mlic_fast.config import ModelConfig
 from mlic_fast.contexts import FAMILY, Architecture, Variant
 from mlic_fast.model import CodecModel, class_of

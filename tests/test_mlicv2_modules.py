@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from family_samples import fill
+from golden_samples import golden_weights
 from torch import Tensor, nn
 
-from conftest import golden_weights
 from mlic_fast.checkerboard import Parity, keep, unpack
 from mlic_fast.nn.blocks import DownsamplingBlock, UpsamplingBlock, conv, subpixel_conv
 from mlic_fast.nn.global_context import GlobalInterContext, GlobalIntraContext
