@@ -105,11 +105,11 @@ def train(
         return _Run(data, pictures, output, trainee, progress, folder, Limits.of(limits)).go()
 
 
-def _trainable(model: Any) -> MLICPlusPlus:
+def _trainable(model: Any) -> CodecModel:
     """The model in this one, which may be a wrapper of PyTorch's around it. Raises NotAModelError."""
     inner = unwrapped(model)
-    if not isinstance(inner, MLICPlusPlus):
-        raise NotAModelError(f"training takes a mlic_fast.MLICPlusPlus, not {type(inner).__name__}: load(…) gives one")
+    if not isinstance(inner, CodecModel):
+        raise NotAModelError(f"training takes a model of mlic_fast, not {type(inner).__name__}: load(…) gives one")
     return inner
 
 
