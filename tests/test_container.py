@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from mlic_fast.bitstream import container, sniff
 from mlic_fast.bitstream.container import ChunkKind, Metadata, Mlic
+from mlic_fast.contexts import FAMILY
 from mlic_fast.errors import BitstreamError, LimitError, MlicError, NotMlicFileError, TruncatedFileError
 from mlic_fast.limits import Limits
 
@@ -93,7 +94,13 @@ opaque = st.builds(
     guard=st.none() | st.binary(max_size=300),
     metadata=metadata.map(tuple),
 )
-files = opaque | st.builds(with_alpha, opaque, st.integers(0, 255))
+# other members of the family have the new variant alone
+beside = st.builds(
+    lambda mlic, architecture: dataclasses.replace(mlic, architecture=architecture, variant="new"),
+    opaque,
+    st.sampled_from(sorted(FAMILY)),
+)
+files = opaque | beside | st.builds(with_alpha, opaque | beside, st.integers(0, 255))
 
 
 BOTH = b"\x01\x01z\x02\x01y"  # the streams' chunks

@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import struct
 import time
+import warnings
 from typing import Any
 
 import numpy as np
@@ -205,6 +206,23 @@ def test_damaged_data_are_not_written_to_tiff_files(raw: bytes) -> None:
     buffer = io.BytesIO()
     assert save_picture(image, buffer, "TIFF") == ("exif",)
     assert np.array_equal(np.asarray(Image.open(buffer)), PIXELS)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from("<>"), st.lists(st.tuples(st.integers(0, 420), st.integers(0, 255)), min_size=1, max_size=8))
+def test_whatever_exif_data_hold_the_tiff_file_can_be_read(order: str, damages: list[tuple[int, int]]) -> None:
+    raw = bytearray(camera(order, None))
+    for place, value in damages:
+        raw[place % len(raw)] = value
+    image = Image.fromarray(PIXELS)
+    image.info["exif"] = b"Exif\0\0" + bytes(raw)
+    buffer = io.BytesIO()
+    assert save_picture(image, buffer, "TIFF") in ((), ("exif",))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's
+        with Image.open(buffer) as again:
+            assert sorted(again.size) == sorted(image.size)
+            again.load()
 
 
 @pytest.mark.parametrize("order", ["<", ">"], ids=["little-endian", "big-endian"])

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from mlic_fast.errors import ImageError
@@ -184,7 +184,11 @@ def _save_tiff(
     image.save(buffer, "TIFF", **options)
     try:
         content = with_exif(buffer.getvalue(), exif)
-    except (ValueError, struct.error):
+        with Image.open(io.BytesIO(content), formats=("TIFF",)) as again:
+            # sides change places where the data say that the picture is turned
+            if (sorted(again.size), again.mode) != (sorted(image.size), image.mode):
+                return False
+    except (ValueError, struct.error, UnidentifiedImageError):
         return False
     if isinstance(target, (str, os.PathLike)):
         Path(target).write_bytes(content)
