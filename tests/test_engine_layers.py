@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from mlic_fast.compute import backend
 from mlic_fast.compute.backend import use_backend
+from mlic_fast.compute.private_torch import has_bfloat16
 from mlic_fast.engine import layers, winograd_layers
 from mlic_fast.engine.layers import LAYOUT, compile_convolution
 from mlic_fast.ops.winograd import convolve
@@ -91,7 +92,13 @@ def test_winograds_method_is_taken_where_it_fits(monkeypatch: pytest.MonkeyPatch
         other(torch.randn(1, 32, 32, 32).to(other.dtype).contiguous(memory_format=LAYOUT))
 
 
-@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 2), (torch.bfloat16, 3)], ids=["float32", "bfloat16"])
+BFLOAT16 = pytest.mark.skipif(not has_bfloat16(), reason="oneDNN has no bfloat16 on this processor")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "most"),
+    [pytest.param(torch.float32, 2, id="float32"), pytest.param(torch.bfloat16, 3, id="bfloat16", marks=BFLOAT16)],
+)
 def test_few_packed_weights_are_kept(dtype: torch.dtype, most: int) -> None:
     """So many sizes as a picture has strips of, packed once each; another picture's take their place."""
     convolution = compile_convolution(torch.randn(48, 40, 3, 3), None, dtype=dtype, exact=False)

@@ -18,6 +18,7 @@ from mlic_fast.compute.precision import conv2d, is_lowered
 from mlic_fast.compute.private_torch import (
     add_packed_convolution,
     has_amx,
+    has_bfloat16,
     has_packed_convolutions,
     packed_convolution,
     packed_weight,
@@ -95,13 +96,18 @@ def compile_convolution(
     if weight.device.type == "cuda":
         return CudaConvolution(weight.joined(), bias, stride, groups, dtype)
     compiled: _PackedConvolution | _PlainConvolution
-    if weight.device.type == "cpu" and has_packed_convolutions() and dtype in (torch.float32, torch.bfloat16):
+    if weight.device.type == "cpu" and _packs(dtype):
         compiled = _PackedConvolution(weight, bias, stride, groups, dtype, exact, keep)
     else:
         compiled = _PlainConvolution(weight.joined(), bias, stride, groups, dtype, exact)
     if not exact and suits(weight, stride, groups, dtype):
         return WinogradConvolution(weight, bias, compiled)
     return compiled
+
+
+def _packs(dtype: torch.dtype) -> bool:
+    """Whether oneDNN takes packed weights of this type on this processor: bfloat16 needs instructions for it."""
+    return has_packed_convolutions() and (dtype == torch.float32 or (dtype == torch.bfloat16 and has_bfloat16()))
 
 
 def convolve_pieces(
