@@ -73,6 +73,12 @@ def _linear_attention(arguments: dict[str, Any], out: Tensor) -> int:
     return 2 * 2 * positions * channels * (channels // arguments["heads"])
 
 
+def _softmax_attention(arguments: dict[str, Any], out: Tensor) -> int:
+    batch, channels, height, width = arguments["queries"].shape
+    positions = height * width // (2 if arguments["checkerboard"] else 1)
+    return 2 * 2 * batch * positions**2 * channels
+
+
 _FORMULAS: dict[str, Callable[[dict[str, Any], Tensor], int]] = {
     **dict.fromkeys(("aten::convolution", "aten::_convolution", "mkldnn::_convolution_pointwise"), _convolution),
     "mkldnn::_convolution_pointwise_": _convolution,
@@ -81,6 +87,7 @@ _FORMULAS: dict[str, Callable[[dict[str, Any], Tensor], int]] = {
     "mlic_fast::winograd_conv3x3": _winograd,
     "mlic_fast::local_attention": _local_attention,
     "mlic_fast::linear_attention": _linear_attention,
+    "mlic_fast::softmax_attention": _softmax_attention,
 }
 
 

@@ -46,7 +46,7 @@ def test_every_benchmark_runs_and_is_in_the_table(tmp_path: Path) -> None:
     )
     table = out.partition("speed comparison")[2]
     stems = {path.stem.removeprefix("bench_") for path in (ROOT / "bench").glob("bench_*.py")}
-    assert len(stems) == 8
+    assert len(stems) == 9
     for stem in stems:
         (path,) = tmp_path.glob(f"{stem}.*.json")
         rows = json.loads(path.read_text())["rows"]
@@ -157,6 +157,24 @@ def test_packed_operators_count_like_plain_ones(bench: Callable[[str], Any]) -> 
     with Operations() as operations, torch.no_grad():
         gdn(x, torch.rand(8) + 1, torch.rand(8, 8))
     assert dict(operations.executed) == {torch.float32: 2 * 2 * 60 * 8 * 8}
+
+
+def test_softmax_attention_counts_like_its_formula(bench: Callable[[str], Any]) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from mlic_fast.ops.softmax_attention import checkerboard_softmax_attention, softmax_attention
+
+    formulas, Operations = bench("bench_softmax_attention"), bench("arithmetic").Operations
+    maps = torch.rand(3, 2, 12, 4, 6)
+    for operation, formula in (
+        (softmax_attention, formulas.formula),
+        (checkerboard_softmax_attention, formulas.checkerboard_formula),
+    ):
+        with FlopCounterMode(display=False) as reference:
+            expected = formula(*maps, 3)
+        with Operations() as operations:
+            torch.testing.assert_close(operation(*maps, 3), expected)
+        assert dict(operations.executed) == {torch.float32: reference.get_total_flops()}
 
 
 def test_unknown_products_are_refused(bench: Callable[[str], Any]) -> None:

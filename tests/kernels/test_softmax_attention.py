@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from math import sqrt
@@ -15,26 +13,14 @@ import pytest
 import torch
 from mlic_fast.kernels import softmax_attention as kernels
 from mlic_fast.kernels.softmax_attention_backward import backward, backward_ref
+from softmax_attention_samples import DEVICE, FORMS, maps, needs_triton, on_triton, place_of, results
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from mlic_fast.compute import backend
 from mlic_fast.compute import triton_language as language
 from mlic_fast.compute.backend import use_backend
-from mlic_fast.compute.triton_language import HAS_TRITON
-from mlic_fast.errors import BackendError, ConfigError, DeviceError
+from mlic_fast.errors import BackendError
 from mlic_fast.ops import softmax_attention as ops
-
-needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="Triton has packages for Linux only")
-on_triton = pytest.param("triton", marks=needs_triton)
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-
-Attention = Callable[[Tensor, Tensor, Tensor, int], Tensor]
-FORMS: dict[str, tuple[Attention, Attention]] = {
-    "global": (ops.softmax_attention, kernels.softmax_attention_ref),
-    "checkerboard": (ops.checkerboard_softmax_attention, kernels.checkerboard_softmax_attention_ref),
-}
 
 # batch, channels, height, width, heads
 SHAPES = {
@@ -85,25 +71,6 @@ def runner(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         pytest.skip(str(error))
     with use_backend("cpu"):
         yield
-
-
-def place_of(name: str) -> str:
-    """Where the tensors of a runner lie."""
-    return DEVICE if name == "triton" else "cpu"
-
-
-def maps(batch: int, channels: int, height: int, width: int, name: str = "cpu") -> list[Tensor]:
-    """Queries and keys of a spread that makes softmaxes uneven, values and a gradient; [B, D, h, w] each."""
-    queries, keys, values, grad = torch.randn(4, batch, channels, height, width).to(place_of(name)).unbind()
-    return [2 * queries, 2 * keys, values, grad]
-
-
-def results(attention: Attention, inputs: list[Tensor], heads: int, dtype: torch.dtype) -> list[Tensor]:
-    """The result and the three gradients."""
-    *three, grad = (x.to(dtype) for x in inputs)
-    three = [x.detach().requires_grad_() for x in three]
-    out = attention(*three, heads)
-    return [out.detach(), *torch.autograd.grad(out, three, grad)]
 
 
 def assert_close_as_twin(found: list[Tensor], twin: list[Tensor], exact: list[Tensor], times: int = 2) -> None:
@@ -362,175 +329,6 @@ def test_autocast_changes_nothing(name: str) -> None:
         with torch.autocast(place_of(name), dtype=torch.bfloat16):
             found = results(ops.softmax_attention, inputs, 1, torch.float32)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-
-
-QUICK_CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
-
-
-@pytest.mark.parametrize("name", ["torch", "cpu", on_triton])
-@pytest.mark.parametrize(
-    "checks",
-    [
-        pytest.param(QUICK_CHECKS, id="quick"),
-        pytest.param(("test_aot_dispatch_dynamic",), id="dynamic", marks=pytest.mark.slow),
-    ],
-)
-def test_operators_are_registered_well(checks: tuple[str, ...], name: str) -> None:
-    *three, grad = maps(1, 16, 4, 4, name=name)
-    forward, gradients = (
-        torch.ops.mlic_fast.softmax_attention.default,
-        torch.ops.mlic_fast.softmax_attention_backward.default,
-    )
-    options = (1, True, 2, name)
-    saved = [x.detach() for x in forward(*three, *options)]
-    torch.library.opcheck(gradients, (grad, *three, *saved, *options), test_utils=checks)
-    torch.library.opcheck(forward, (*(x.requires_grad_() for x in three), *options), test_utils=checks)
-
-
-@pytest.mark.parametrize("name", ["torch", "cpu", on_triton])
-@pytest.mark.parametrize("form", FORMS)
-def test_compiles_in_one_graph(form: str, name: str) -> None:
-    operation = FORMS[form][0]
-    inputs = maps(1, 16, 4, 4, name=name)
-    torch.compiler.reset()
-    compiled = torch.compile(operation, fullgraph=True, backend="aot_eager")
-    with use_backend(name):
-        for found, expected in zip(
-            results(compiled, inputs, 1, torch.float32), results(operation, inputs, 1, torch.float32), strict=True
-        ):
-            torch.testing.assert_close(found, expected, rtol=0, atol=0)
-
-
-def test_plain_path_is_the_twin_to_the_bit() -> None:
-    queries, keys, values, _ = maps(1, 64, 8, 8)
-    with use_backend("torch"):
-        for operation, twin in FORMS.values():
-            assert torch.equal(operation(queries, keys, values, 2), twin(queries, keys, values, 2))
-
-
-WRONG: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
-    "shapes-differ": (
-        ConfigError,
-        "one shape",
-        lambda: ops.softmax_attention(torch.ones(1, 4, 4, 4), torch.ones(1, 4, 4, 4), torch.ones(1, 4, 4, 8), 1),
-    ),
-    "no-map": (ConfigError, "one shape", lambda: ops.softmax_attention(*torch.ones(3, 4, 4, 4), 1)),
-    "empty": (ConfigError, "one shape", lambda: ops.softmax_attention(*torch.ones(3, 0, 4, 4, 4), 1)),
-    "heads": (ConfigError, "5 channels", lambda: ops.softmax_attention(*torch.ones(3, 1, 5, 4, 4), 2)),
-    "half": (ConfigError, "float32", lambda: ops.softmax_attention(*torch.ones(3, 1, 4, 4, 4).half(), 1)),
-    "odd-checkerboard": (
-        ConfigError,
-        "even",
-        lambda: ops.checkerboard_softmax_attention(*torch.ones(3, 1, 4, 4, 5), 1),
-    ),
-    "radius": (
-        ConfigError,
-        "radius of -1",
-        lambda: ops.checkerboard_softmax_attention(*torch.ones(3, 1, 4, 4, 4), 1, -1),
-    ),
-    "devices": (
-        DeviceError,
-        "meta",
-        lambda: ops.softmax_attention(*torch.ones(2, 1, 4, 4, 4), torch.ones(1, 4, 4, 4, device="meta"), 1),
-    ),
-}
-
-
-@pytest.mark.parametrize("case", WRONG)
-def test_wrong_inputs_are_refused(case: str) -> None:
-    kind, words, call = WRONG[case]
-    with pytest.raises(kind, match=words):
-        call()
-
-
-@pytest.mark.parametrize("name", ["cpu", on_triton])
-def test_kernels_refuse_float64(name: str) -> None:
-    three = torch.ones(3, 1, 4, 4, 4, dtype=torch.float64, device=place_of(name))
-    with use_backend(name), pytest.raises(BackendError, match="float32"):
-        ops.softmax_attention(*three, 1)
-
-
-def test_cpu_kernel_is_not_given_what_it_cannot_read() -> None:
-    # the checks of the operators' arguments come first for callers: these are the last ones before raw addresses
-    good = torch.zeros(1, 4, 4, 4)
-    for wrong in (good.bfloat16(), good[:, :2], good.to("meta")):
-        with pytest.raises(BackendError, match="float32 maps of one shape on the CPU"):
-            ops._on_cpu(good, good, wrong, 1, False, 0)
-
-
-class _LargestTensor(TorchDispatchMode):
-    """Elements of the largest tensor that an operator returns within the block."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for x in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(x, Tensor):
-                self.elements = max(self.elements, x.numel())
-        return out
-
-
-def test_no_tensor_has_the_scores_of_all_queries() -> None:
-    *three, grad = maps(1, 8, 48, 48)
-    for checkerboard in (False, True):
-        with _LargestTensor() as largest:
-            if checkerboard:
-                out = kernels.checkerboard_softmax_attention_ref(*three, 2)
-            else:
-                out = kernels.softmax_attention_ref(*three, 2)
-            backward_ref(grad, *three, out, 2, checkerboard, 2)
-        positions = 48 * 48 // (2 if checkerboard else 1)
-        assert largest.elements == kernels.BLOCK_QUERIES * positions
-
-
-_MEMORY = """
-import sys
-import torch
-from mlic_fast.compute.backend import use_backend
-from mlic_fast.ops.softmax_attention import checkerboard_softmax_attention, softmax_attention
-
-attention = {"global": softmax_attention, "checkerboard": checkerboard_softmax_attention}[sys.argv[2]]
-side, gradients = int(sys.argv[3]), sys.argv[4] == "gradients"
-
-def status(name):
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith(name)) / 1024
-
-def run(side):
-    three = [torch.randn(1, 32, side, side).requires_grad_(gradients) for _ in range(3)]
-    before = status("VmRSS")
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")
-    out = attention(*three, 1)
-    if gradients:
-        out.sum().backward()
-    return status("VmHWM") - before
-
-torch.set_num_threads(2)
-with use_backend(sys.argv[1]):
-    run(8)
-    print(run(side))
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(
-    ("name", "direction", "most"), [("cpu", "forward", 16), ("torch", "forward", 50), ("torch", "gradients", 120)]
-)
-def test_memory_does_not_grow_with_the_square_of_the_positions(
-    form: str, name: str, direction: str, most: float
-) -> None:
-    """MiB, at some 9,200 positions that are attended to: all scores would be 324, a map is 1.1 (checkerboard: 2.3)."""
-    side = "96" if form == "global" else "136"
-    run = subprocess.run(
-        [sys.executable, "-c", _MEMORY, name, form, side, direction], capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stderr[-2000:]
-    assert float(run.stdout) < most
 
 
 @pytest.mark.cuda
