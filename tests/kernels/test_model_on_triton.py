@@ -75,7 +75,8 @@ def test_the_engine_s_calls_on_a_device(
     forget_engines(model)
     with use_backend("torch"):
         expected = model.decompress([[coded.y], coded.z], (1, 1), guard=coded.guard)["x_hat"]
-    assert (x_hat - expected).abs().max() <= 1e-4
+    # float32's rounding of two ways of computing, in units of the largest value: MLICv2's transforms are twice as deep
+    assert (x_hat - expected).abs().max() <= 1e-4 * max(1.0, float(expected.abs().max()))
 
 
 @contextmanager
