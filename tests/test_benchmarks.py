@@ -33,7 +33,9 @@ def model_benchmark(bench: Callable[[str], Any]) -> Any:
 
 
 def run_pytest(*arguments: str) -> str:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    # PYTEST_…: of this run alone
+    left_out = "TRITON_INTERPRET", "PYTEST_"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", *arguments]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
     assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-3000:]
