@@ -411,6 +411,8 @@ def test_the_engines_quality_is_compared_with_the_plain_paths(
 ) -> None:
     from PIL import Image
 
+    from mlic_fast.compute.private_torch import has_bfloat16
+
     Image.open(photograph / "one.png").crop((0, 0, 250, 190)).save(tmp_path / "crop.png")
     tool = bench("engine_quality")
     tool.main([str(tmp_path), "--model", "mlicpp-s-0.0018"])
@@ -421,8 +423,9 @@ def test_the_engines_quality_is_compared_with_the_plain_paths(
     _, size, decibels, _, short_size, short_decibels, _ = picture.split()
     assert abs(float(size.rstrip("%"))) < 0.5
     assert abs(float(decibels)) < 0.005
+    # without instructions for it, PyTorch's own convolutions round their sums to bfloat16, too
     assert abs(float(short_size.rstrip("%"))) < 5
-    assert abs(float(short_decibels)) < 0.1
+    assert abs(float(short_decibels)) < (0.1 if has_bfloat16() else 0.5)
     (tmp_path / "crop.png").unlink()
     with pytest.raises(SystemExit):
         tool.main([str(tmp_path)])

@@ -13,7 +13,7 @@ from mlic_fast.pictures import description
 
 DESCRIPTION = "Say what an .mlic file, or one in the layout of the official test script, holds. Decodes nothing."
 
-EPILOG = """What of its source a file could not keep (further pictures, deeper samples, inks) is not in the file:
+EPILOG = """What of its source it could not keep (further pictures, deeper samples, inks) is not in the file:
 `mlic-fast encode` says so in a warning and in the "notes" of its --json, and --strict refuses it.
 
 examples:

@@ -37,7 +37,8 @@ class Options(NamedTuple):
     """What an engine is compiled for.
 
     transform_dtype: what g_a, h_a and g_s multiply in; "auto": bfloat16 on GPUs and processors with matrix units for
-        it, else float32: on other processors Winograd's method makes float32 as fast.
+        it, else float32: on other processors Winograd's method makes float32 as fast. Where a processor has no
+        instructions for bfloat16 at all, PyTorch's convolutions round sums to it as well, which costs tenths of a dB.
         The entropy path is float32-class in any case, and so are y, z and x̂.
     memory_budget: bytes that the maps of g_a and of g_s may take on the way, besides what goes in and comes out;
         None: 512 MiB on a CPU, 2 GiB on a GPU. On a GPU the walk over the slices may take an eighth of it for what
