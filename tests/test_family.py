@@ -33,7 +33,7 @@ from mlic_fast.nn.network import Network
 
 Images = Callable[..., torch.Tensor]
 each = pytest.mark.parametrize("architecture", ARCHITECTURES)
-# MLICv2 has modules that the others lack, and some of them no gradient: tests/test_mlicv2.py, tests/test_mlicv2_modules.py
+# MLICv2 has modules that the others lack, some of them without a gradient: tests/test_mlicv2.py has its own tests.
 each_but_mlicv2 = pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name != "mlicv2"])
 
 # Trained parameters at the published size and at N=64, M=96, 3 slices, those of CompressAI's classes too.
