@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mlic_fast.compute.precision import no_autocast
+from mlic_fast.compute.private_torch import has_bfloat16
 from mlic_fast.engine.budget import default_budget
 from mlic_fast.engine.layers import has_bfloat16_unit
 from mlic_fast.engine.transforms import (
@@ -37,8 +38,8 @@ class Options(NamedTuple):
     """What an engine is compiled for.
 
     transform_dtype: what g_a, h_a and g_s multiply in; "auto": bfloat16 on GPUs and processors with matrix units for
-        it, else float32: on other processors Winograd's method makes float32 as fast. Where a processor has no
-        instructions for bfloat16 at all, PyTorch's convolutions round sums to it as well, which costs tenths of a dB.
+        it, else float32: on other processors Winograd's method makes float32 as fast. A processor without
+        any instructions for bfloat16 takes float32 whatever is asked for: it is faster and more exact there.
         The entropy path is float32-class in any case, and so are y, z and x̂.
     memory_budget: bytes that the maps of g_a and of g_s may take on the way, besides what goes in and comes out;
         None: 512 MiB on a CPU, 2 GiB on a GPU. On a GPU the walk over the slices may take an eighth of it for what
@@ -56,7 +57,8 @@ class Options(NamedTuple):
             )
         if self.transform_dtype == "auto":
             return torch.bfloat16 if has_bfloat16_unit(device) else torch.float32
-        return torch.bfloat16 if self.transform_dtype == "bfloat16" else torch.float32
+        computed = device.type == "cuda" or has_bfloat16()
+        return torch.bfloat16 if self.transform_dtype == "bfloat16" and computed else torch.float32
 
     def settled(self, device: torch.device) -> Options:
         """The same with nothing left to the engine's choice on this device. Raises ConfigError as `dtype` does."""
