@@ -67,12 +67,12 @@ def walked(monkeypatch: pytest.MonkeyPatch) -> list[Walked]:
     def watch(kind: Any) -> None:
         original = kind.walk
 
-        def walk(self: Any, z_hat: torch.Tensor) -> Any:
+        def walk(self: Any, z_hat: torch.Tensor, *others: Any) -> Any:
             network = self if isinstance(self, Network) else networks[id(self)]
             own = Walked(network, z_hat.detach().clone())
             if z_hat.dtype == torch.float32:
                 found.append(own)
-            inner = original(self, z_hat)
+            inner = original(self, z_hat, *others)
             try:
                 sent = None
                 while True:
