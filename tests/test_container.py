@@ -94,11 +94,10 @@ opaque = st.builds(
     guard=st.none() | st.binary(max_size=300),
     metadata=metadata.map(tuple),
 )
-# other members of the family have the new variant alone
 beside = st.builds(
-    lambda mlic, architecture: dataclasses.replace(mlic, architecture=architecture, variant="new"),
+    lambda mlic, model: dataclasses.replace(mlic, architecture=model[0], variant=model[1]),
     opaque,
-    st.sampled_from(sorted(FAMILY)),
+    st.sampled_from([(name, variant) for name, member in FAMILY.items() for variant in member.variants]),
 )
 files = opaque | beside | st.builds(with_alpha, opaque | beside, st.integers(0, 255))
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from mlic_fast.engine import layers, winograd_layers
+from mlic_fast.engine import winograd_layers
 from mlic_fast.engine.layers import LAYOUT, Convolution, compile_convolution, shuffle
 from mlic_fast.engine.strips import (
     Block,
@@ -108,9 +108,7 @@ def test_blocks_and_their_skip_connections(kind: str, cuts: list[int]) -> None:
 @pytest.mark.parametrize("cuts", CUTS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
 @torch.no_grad()
-def test_token_mixing(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, tolerance: float, cuts: list[int]) -> None:
-    if dtype == torch.bfloat16:  # packed weights of this type are for some processors alone
-        monkeypatch.setattr(layers, "has_packed_convolutions", lambda: False)
+def test_token_mixing(dtype: torch.dtype, tolerance: float, cuts: list[int]) -> None:
     torch.manual_seed(12)
     module = token_mixing_pair(24)
     first, second = steps_of(module, dtype)
