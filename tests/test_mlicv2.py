@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from device_codec import Codec
 from family_samples import SMALL, golden_model, peer_name
 from PIL import Image
+from recorded_operators import OperatorRecorder
 from torch import Tensor
 
 from mlic_fast import MLICPlusPlus, MLICv2, ModelConfig
@@ -20,6 +22,7 @@ from mlic_fast.checkpoint.shapes import parameter_count
 from mlic_fast.compute.backend import use_backend
 from mlic_fast.contexts import Variant
 from mlic_fast.engine import Options, engine_for
+from mlic_fast.engine.gpu.recordings import RecordedPrograms
 from mlic_fast.entropy.coders import code
 from mlic_fast.entropy.factorized import decode_hyper_latent
 from mlic_fast.entropy.range_coder import encode
@@ -254,6 +257,17 @@ def test_round_trip(variant: Variant, guarded: bool, exact: bool, test_image: An
     bits = -sum(likelihoods.log2().sum().item() for likelihoods in estimate["likelihoods"].values())
     size = 8 * sum(len(string) for strings in coded["strings"] for string in strings)
     assert size == pytest.approx(bits, rel=0.05, abs=500)
+
+
+def test_our_reading_s_programs_are_recorded_and_replayed(test_image: Any) -> None:
+    model = model_of("guided")
+    codec, plain = Codec(model, RecordedPrograms(OperatorRecorder())), Codec(model, None)
+    for seed in range(3):
+        x = test_image(64, 128, seed)
+        coded, x_hat = codec.both(x)
+        expected, picture = plain.both(x)
+        assert coded == expected
+        assert torch.equal(x_hat, picture)
 
 
 def test_a_file_of_one_form_is_refused_by_the_other(test_image: Any) -> None:

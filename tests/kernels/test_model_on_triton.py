@@ -14,7 +14,7 @@ from mlic_fast import ModelConfig
 from mlic_fast.checkerboard import Parity
 from mlic_fast.compute import triton_language as language
 from mlic_fast.compute.backend import use_backend
-from mlic_fast.contexts import FAMILY, Architecture
+from mlic_fast.contexts import FAMILY
 from mlic_fast.model import class_of
 from mlic_fast.ops.coding_steps import decode_indexes, decode_values, encode_step, flag_count
 from mlic_fast.ops.gdn import gdn
@@ -24,16 +24,28 @@ from mlic_fast.ops.residual import add_residual
 
 pytestmark = pytest.mark.skipif(not language.HAS_TRITON, reason="Triton has packages for Linux only")
 
+# MLIC++'s old variant has the new one's contexts
+members = pytest.mark.parametrize(
+    "config",
+    [
+        ModelConfig(N=16, M=64, slice_num=2, variant=variant, architecture=architecture)
+        for architecture, member in FAMILY.items()
+        for variant in member.variants
+        if variant != "old"
+    ],
+    ids=lambda config: f"{config.architecture} {config.variant}",
+)
+
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-@pytest.mark.parametrize("architecture", FAMILY)
+@members
 def test_a_model_decodes_what_it_encodes(
-    architecture: Architecture, test_image: Callable[..., torch.Tensor], monkeypatch: pytest.MonkeyPatch
+    config: ModelConfig, test_image: Callable[..., torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLIC_FAST_ENGINE", "off")
     torch.manual_seed(0)
-    model = class_of(architecture)(ModelConfig(N=16, M=64, slice_num=2, architecture=architecture)).eval().to(DEVICE)
+    model = class_of(config.architecture)(config).eval().to(DEVICE)
     model.update()
     x = test_image(64, 64, 50).to(DEVICE)
     latents: list[torch.Tensor] = []
@@ -47,9 +59,9 @@ def test_a_model_decodes_what_it_encodes(
     assert (latents[0] - latents[1]).abs().max() <= 1e-5 * latents[1].abs().max()
 
 
-@pytest.mark.parametrize("architecture", FAMILY)
+@members
 def test_the_engine_s_calls_on_a_device(
-    architecture: Architecture, test_image: Callable[..., torch.Tensor], monkeypatch: pytest.MonkeyPatch
+    config: ModelConfig, test_image: Callable[..., torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whole calls as on a GPU: its convolutions, packed steps and guard, against the readable model."""
     from mlic_fast.engine import Options, engine_for, forget_engines, layers
@@ -57,7 +69,7 @@ def test_the_engine_s_calls_on_a_device(
     from mlic_fast.engine.gpu.programs import compress, decompress
 
     torch.manual_seed(1)
-    model = class_of(architecture)(ModelConfig(N=16, M=64, slice_num=2, architecture=architecture)).eval().to(DEVICE)
+    model = class_of(config.architecture)(config).eval().to(DEVICE)
     with torch.no_grad():
         model.g_a.analysis_transform[-1].weight.mul_(30)
     model.update()
